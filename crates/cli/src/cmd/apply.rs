@@ -1,0 +1,68 @@
+//! `berth apply`: makes a plan so, and leaves it running.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use berth_cluster::local::StateDir;
+use berth_control::clock::now_ms;
+use berth_control::{InstanceState, InstanceStatus, Journal, Status};
+use berth_core::report::PlanVerdict;
+
+use super::{plan, status};
+use crate::args::PlanArgs;
+use crate::failure::Failure;
+use crate::{lifecycle, output, prepare};
+
+pub(crate) fn run(state: &Path, args: &PlanArgs) -> Result<ExitCode, Failure> {
+    let dir = prepare::state_dir(state)?;
+    let mut journal = Journal::open(&dir.journal())?;
+    let planned = prepare::plan(&args.file, &journal)?;
+    if planned.report.verdict == PlanVerdict::Impossible {
+        plan::show(&planned, args.json)?;
+        return Ok(plan::exit_code(&planned));
+    }
+    journal.commit(&planned.plan, Some(&planned.report), now_ms())?;
+    let status = carry_out(&dir, &journal)?;
+    if args.json {
+        output::json(&status)?;
+    } else {
+        output::data(&output::status(&status));
+    }
+    Ok(outcome(&status.instances))
+}
+
+/// Sees the plan in force through: as the controller where there is none, else by watching it.
+pub(crate) fn carry_out(dir: &StateDir, journal: &Journal) -> Result<Status, Failure> {
+    lifecycle::runtime()?.block_on(async {
+        match lifecycle::controller(dir, None)? {
+            Some(mut controller) => drop(lifecycle::settle(&mut controller, None).await?),
+            None => {
+                output::talk("another berth watches over this state; it makes the change");
+                watch(dir, journal).await?;
+            }
+        }
+        status::read(dir, journal)
+    })
+}
+
+async fn watch(dir: &StateDir, journal: &Journal) -> Result<(), Failure> {
+    loop {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let status = status::read(dir, journal)?;
+        let done = |state| matches!(state, InstanceState::Ready | InstanceState::Failed);
+        if status.instances.iter().all(|instance| done(instance.state)) {
+            return Ok(());
+        }
+        if !status.controller_running {
+            return Err(Failure::new(anyhow::anyhow!("the berth that made the change has ended"))
+                .hint("run the command again: it goes on where that one ended"));
+        }
+    }
+}
+
+/// 0 only where every instance runs as planned.
+pub(crate) fn outcome(instances: &[InstanceStatus]) -> ExitCode {
+    let as_planned = |i: &InstanceStatus| i.state == InstanceState::Ready && !i.rolled_back;
+    if instances.iter().all(as_planned) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

@@ -1,0 +1,139 @@
+//! `berth fit`: what one model takes, or many cases from a file.
+
+use std::collections::HashMap;
+use std::io::BufRead as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use berth_core::memory::{Fit, fit};
+use berth_core::model::ModelFacts;
+use berth_core::units::Bytes;
+use berth_engines::source::{self, SourceError};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::args::FitArgs;
+use crate::failure::{DOES_NOT_FIT, Failure};
+use crate::output;
+
+/// A line of a file of cases. What was measured is not looked at.
+#[derive(Deserialize)]
+struct Case {
+    #[serde(default)]
+    name: Option<String>,
+    engine: String,
+    model: String,
+    #[serde(default)]
+    args: Value,
+}
+
+pub(crate) fn run(args: &FitArgs) -> Result<ExitCode, Failure> {
+    if let Some(cases) = &args.cases {
+        return many(cases, &args.models);
+    }
+    let Some(model) = &args.model else { return Ok(ExitCode::SUCCESS) };
+    let facts = source::read_facts(model)?;
+    let fit = fit::fit(&facts, &args.flags);
+    if args.json {
+        output::json(&line(None, &fit))?;
+    } else {
+        show(model, &facts, &fit);
+    }
+    Ok(if fit.verdict.is_ready() { ExitCode::SUCCESS } else { ExitCode::from(DOES_NOT_FIT) })
+}
+
+fn show(model: &Path, facts: &ModelFacts, fit: &Fit) {
+    let name = facts.name.clone().unwrap_or_else(|| model.display().to_string());
+    if let Some(message) = &fit.message {
+        output::data(&format!("{name}: {}: {message}", fit.verdict.as_str()));
+        return;
+    }
+    let slots = fit.context.map_or_else(String::new, |context| {
+        format!(", {} slots of {} tokens", context.slots, context.slot_tokens(facts))
+    });
+    output::data(&format!("{name}: {}{slots}\n\n{}\n", fit.verdict.as_str(), output::footprint(&fit.footprint)));
+    output::data(&format!(
+        "resident when ready: {} (calibrated); after requests: {}; at most: {}",
+        fit.resident.ready,
+        fit.resident.served,
+        fit.footprint.total()
+    ));
+}
+
+/// One line of JSON for each line of the file, in its order.
+fn many(cases: &Path, models: &Path) -> Result<ExitCode, Failure> {
+    let read = |error| {
+        let text = format!("{} can't be read", cases.display());
+        Failure::bad_spec(anyhow::Error::new(error).context(text))
+    };
+    let file = std::fs::File::open(cases).map_err(read)?;
+    let mut facts = HashMap::new();
+    for (number, text) in std::io::BufReader::new(file).lines().enumerate() {
+        let text = text.map_err(read)?;
+        if text.trim().is_empty() {
+            continue;
+        }
+        let case: Case = serde_json::from_str(&text).map_err(|error| {
+            let place = format!("{}:{}", cases.display(), number + 1);
+            Failure::bad_spec(anyhow::Error::new(error).context(place))
+                .hint("a line is a JSON object with engine, model and args")
+        })?;
+        let fit = fit_case(&case, models, &mut facts);
+        output::data(&line(case.name.as_deref(), &fit).to_string());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Headers that were read, by file: cases often share a model.
+type Cache = HashMap<PathBuf, Result<ModelFacts, String>>;
+
+fn fit_case(case: &Case, models: &Path, facts: &mut Cache) -> Fit {
+    if case.engine != "llama.cpp" && case.engine != "llama_server" {
+        return Fit::unsupported(format!("the memory of the engine `{}` is not modelled yet", case.engine));
+    }
+    let words = match &case.args {
+        Value::Null => Vec::new(),
+        // The measured rows write "(defaults)" for an empty command line.
+        Value::String(text) => text
+            .split_whitespace()
+            .filter(|word| *word != "(defaults)")
+            .map(str::to_owned)
+            .collect(),
+        _ => return Fit::unsupported("the args of a llama.cpp case are its command line, a text"),
+    };
+    let path = models.join(format!("{}.gguf", case.model));
+    let read = facts
+        .entry(path)
+        .or_insert_with_key(|path| source::read_facts(path).map_err(|error| explain(&error)));
+    match read {
+        Ok(facts) => fit::fit(facts, &words),
+        Err(message) => Fit::unsupported(message.clone()),
+    }
+}
+
+fn explain(error: &SourceError) -> String {
+    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}"));
+    format!("{error}{}", cause.unwrap_or_default())
+}
+
+/// One answer in the form that other programs rely on.
+fn line(name: Option<&str>, fit: &Fit) -> Value {
+    let get = |term: &str| fit.footprint.get(term);
+    let weights: Bytes = get("weights") + get("weights_repacked");
+    json!({
+        "name": name,
+        "verdict": fit.verdict,
+        "message": fit.message,
+        "model_bytes": weights,
+        "weights_bytes": weights,
+        "kv_cache_bytes": get("kv_cache"),
+        "compute_bytes": get("compute"),
+        "output_bytes": get("output"),
+        "rss_peak_bytes": fit.resident.ready_peak,
+        "process_bytes_ready": fit.resident.ready,
+        "process_bytes_served": fit.resident.served,
+        "process_bytes_peak": fit.footprint.total(),
+        "terms": fit.footprint.terms,
+        "per_gpu": [],
+    })
+}

@@ -1,0 +1,10 @@
+//! One module a command.
+
+pub(crate) mod apply;
+pub(crate) mod down;
+pub(crate) mod fit;
+pub(crate) mod plan;
+pub(crate) mod schema;
+pub(crate) mod serve;
+pub(crate) mod status;
+pub(crate) mod up;

@@ -1,0 +1,47 @@
+//! `berth serve`: watches over what is applied, and serves it.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use berth_control::Journal;
+
+use crate::args::ServeArgs;
+use crate::failure::Failure;
+use crate::lifecycle::{self, DRAIN_LIMIT};
+use crate::{output, prepare};
+use berth_gateway::Gateway;
+
+pub(crate) fn run(state: &Path, _args: &ServeArgs) -> Result<ExitCode, Failure> {
+    let dir = prepare::state_dir(state)?;
+    let current = Journal::open(&dir.journal())?.current()?;
+    let Some(current) = current.filter(|current| !current.plan.instances.is_empty()) else {
+        return Err(Failure::new(anyhow::anyhow!("nothing is applied here yet"))
+            .hint("`berth apply -f SPEC` first, or `berth up -f SPEC` for both at once"));
+    };
+    lifecycle::runtime()?.block_on(async {
+        let listener = lifecycle::bind(current.plan.gateway.listen).await?;
+        let gateway = Gateway::new(current.plan.gateway.max_body.0);
+        let mut controller = lifecycle::controller(&dir, Some(&gateway))?.ok_or_else(taken)?;
+        output::talk(&format!("serving at http://{}", current.plan.gateway.listen));
+        tokio::select! {
+            ended = gateway.serve(listener, DRAIN_LIMIT) => ended.map_err(Failure::new),
+            ended = lifecycle::keep(&mut controller, &gateway) => ended,
+            () = drained(&gateway) => Ok(()),
+        }?;
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+/// After a signal the gateway finishes what runs; `serve` returns then. A second signal ends it at
+/// once.
+async fn drained(gateway: &Gateway) {
+    lifecycle::signal().await;
+    output::talk("finishing what runs; the engines go on (`berth down` stops them)");
+    gateway.drain();
+    lifecycle::signal().await;
+}
+
+pub(crate) fn taken() -> Failure {
+    Failure::new(anyhow::anyhow!("another berth watches over this state"))
+        .hint("stop it first, or use another --state; `berth apply` hands it a new plan")
+}

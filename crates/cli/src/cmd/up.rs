@@ -1,0 +1,83 @@
+//! `berth up`: plan, apply, and serve in the foreground until Ctrl-C.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use berth_cluster::local::StateDir;
+use berth_control::clock::now_ms;
+use berth_control::{Controller, InstanceState, Journal};
+use berth_core::placement::Planned;
+use berth_core::report::PlanVerdict;
+use berth_gateway::Gateway;
+
+use super::{plan, serve, status};
+use crate::args::UpArgs;
+use crate::failure::Failure;
+use crate::lifecycle::{self, DRAIN_LIMIT};
+use crate::{output, prepare};
+
+pub(crate) fn run(state: &Path, args: &UpArgs) -> Result<ExitCode, Failure> {
+    let dir = prepare::state_dir(state)?;
+    let planned = prepare::plan(&args.file, &Journal::open(&dir.journal())?)?;
+    plan::show(&planned, false)?;
+    if planned.report.verdict == PlanVerdict::Impossible {
+        return Ok(plan::exit_code(&planned));
+    }
+    lifecycle::runtime()?.block_on(up(&dir, &planned))
+}
+
+async fn up(dir: &StateDir, planned: &Planned) -> Result<ExitCode, Failure> {
+    let gateway = Gateway::new(planned.plan.gateway.max_body.0);
+    let mut controller = lifecycle::controller(dir, Some(&gateway))?.ok_or_else(serve::taken)?;
+    let listener = lifecycle::bind(planned.plan.gateway.listen).await?;
+    controller.journal_mut().commit(&planned.plan, Some(&planned.report), now_ms())?;
+    output::talk(&format!("\ngateway at http://{}", planned.plan.gateway.listen));
+
+    let serving = tokio::spawn({
+        let gateway = gateway.clone();
+        async move { gateway.serve(listener, DRAIN_LIMIT).await }
+    });
+    let ended = tokio::select! {
+        ended = run_until_stopped(dir, &mut controller, &gateway) => ended,
+        () = lifecycle::signal() => Ok(ExitCode::SUCCESS),
+    };
+    output::talk("\nstopping: finishing what runs (Ctrl-C again stops at once)");
+    gateway.drain();
+    tokio::select! {
+        _ = serving => {}
+        () = lifecycle::signal() => {}
+    }
+    stop(&mut controller).await?;
+    ended
+}
+
+/// Brings everything up, prints the ledger, and keeps it so. Ends only where nothing came up.
+async fn run_until_stopped(
+    dir: &StateDir,
+    controller: &mut Controller,
+    gateway: &Gateway,
+) -> Result<ExitCode, Failure> {
+    let turn = lifecycle::settle(controller, Some(gateway)).await?;
+    let ready = |state| state == InstanceState::Ready;
+    if !turn.instances.iter().any(|instance| ready(instance.state)) {
+        output::talk("error: no instance came up; the reasons are above");
+        return Ok(ExitCode::FAILURE);
+    }
+    let status = status::read(dir, controller.journal_mut())?;
+    output::data(&format!("\n{}\n", output::ledger(&status.ledger)));
+    match turn.instances.iter().all(|instance| ready(instance.state)) {
+        true => output::talk("all models are ready; Ctrl-C stops them"),
+        false => output::talk("some models failed; the others serve; Ctrl-C stops them"),
+    }
+    lifecycle::keep(controller, gateway).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Stops what this state has running, however it came to run.
+async fn stop(controller: &mut Controller) -> Result<(), Failure> {
+    if let Some(nothing) = prepare::nothing(controller.journal_mut())? {
+        controller.journal_mut().commit(&nothing, None, now_ms())?;
+    }
+    lifecycle::settle(controller, None).await?;
+    Ok(())
+}

@@ -1,0 +1,107 @@
+//! The controller's loop as the commands need it: until all is settled, or until a signal.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use berth_cluster::local::StateDir;
+use berth_control::controller::Turn;
+use berth_control::{Controller, Event, InstanceState, InstanceStatus};
+use berth_core::inventory::InstanceId;
+use berth_gateway::{Gateway, Routes, UpstreamState};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+
+use crate::failure::Failure;
+use crate::output;
+
+/// Between two turns of the loop.
+const TURN: Duration = Duration::from_millis(250);
+/// Requests that run may take this long when the gateway stops.
+pub(crate) const DRAIN_LIMIT: Duration = Duration::from_secs(30);
+
+/// The asynchronous runtime of the long-running commands.
+pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::new)
+}
+
+/// A controller whose events are told on stderr, or `None` where another berth has the state.
+pub(crate) fn controller(dir: &StateDir, gateway: Option<&Gateway>) -> Result<Option<Controller>, Failure> {
+    let (events, mut told) = mpsc::unbounded_channel::<Event>();
+    tokio::spawn(async move {
+        while let Some(event) = told.recv().await {
+            output::talk(&output::event(&event));
+        }
+    });
+    let gateway = gateway.cloned();
+    let in_flight = move |id: &InstanceId| {
+        gateway.as_ref().map_or(0, |gateway| gateway.routes().in_flight(&id.0))
+    };
+    Ok(Controller::open(dir.clone(), Arc::new(in_flight), events)?)
+}
+
+/// Turns until there is nothing left to do.
+pub(crate) async fn settle(
+    controller: &mut Controller,
+    gateway: Option<&Gateway>,
+) -> Result<Turn, Failure> {
+    loop {
+        let turn = controller.turn().await?;
+        publish(gateway, &turn);
+        if turn.is_settled {
+            return Ok(turn);
+        }
+        tokio::time::sleep(TURN).await;
+    }
+}
+
+/// Turns for ever, keeping the gateway's routes up to date.
+pub(crate) async fn keep(controller: &mut Controller, gateway: &Gateway) -> Result<(), Failure> {
+    loop {
+        let turn = controller.turn().await?;
+        publish(Some(gateway), &turn);
+        tokio::time::sleep(TURN).await;
+    }
+}
+
+fn publish(gateway: Option<&Gateway>, turn: &Turn) {
+    let Some(gateway) = gateway else { return };
+    let before = gateway.routes();
+    let upstream = |instance: &InstanceStatus| {
+        let address = SocketAddr::from(([127, 0, 0, 1], instance.port));
+        (instance.model.clone(), instance.id.0.clone(), address, state(instance.state))
+    };
+    gateway.set_routes(Routes::new(turn.instances.iter().map(upstream), &before));
+}
+
+fn state(state: InstanceState) -> UpstreamState {
+    match state {
+        InstanceState::Ready => UpstreamState::Ready,
+        InstanceState::Planned | InstanceState::Starting | InstanceState::Backoff => {
+            UpstreamState::Starting
+        }
+        InstanceState::Failed => UpstreamState::Failed,
+        InstanceState::Stopping => UpstreamState::Draining,
+    }
+}
+
+/// Binds the gateway's address, before anything is started.
+pub(crate) async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
+    TcpListener::bind(address).await.map_err(|error| {
+        let text = format!("the gateway can't listen on {address}");
+        Failure::new(anyhow::Error::new(error).context(text))
+            .hint("stop what listens there, or set listen in [gateway] to another port")
+    })
+}
+
+/// Waits for Ctrl-C or SIGTERM.
+pub(crate) async fn signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let Ok(mut terminate) = signal(SignalKind::terminate()) else {
+        return drop(tokio::signal::ctrl_c().await);
+    };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminate.recv() => {}
+    }
+}

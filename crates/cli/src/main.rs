@@ -1,0 +1,35 @@
+//! The binary `berth`: fits several LLMs onto fixed hardware, proves it, and runs them.
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+mod args;
+mod cmd;
+mod failure;
+mod lifecycle;
+mod output;
+mod prepare;
+
+fn main() -> ExitCode {
+    let args = args::Args::parse();
+    output::start_log(args.verbose);
+    match run(args) {
+        Ok(code) => code,
+        Err(failure) => failure.report(),
+    }
+}
+
+fn run(args: args::Args) -> Result<ExitCode, failure::Failure> {
+    use args::Command;
+    match args.command {
+        Command::Fit(fit) => cmd::fit::run(&fit),
+        Command::Plan(plan) => cmd::plan::run(&args.state, &plan),
+        Command::Apply(apply) => cmd::apply::run(&args.state, &apply),
+        Command::Up(up) => cmd::up::run(&args.state, &up),
+        Command::Serve(serve) => cmd::serve::run(&args.state, &serve),
+        Command::Status(status) => cmd::status::run(&args.state, &status),
+        Command::Down(down) => cmd::down::run(&args.state, &down),
+        Command::Schema => cmd::schema::run(),
+    }
+}

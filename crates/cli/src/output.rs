@@ -1,0 +1,235 @@
+//! What people read: data on stdout, talk on stderr.
+
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "the one place that prints")]
+
+use std::io::{IsTerminal as _, Write as _};
+
+use berth_control::{Event, EventKind, Status};
+use berth_core::ledger::LedgerEntry;
+use berth_core::memory::{Footprint, TermKind};
+use berth_core::report::{ModelReport, PlanReport, PlanVerdict};
+use berth_core::units::Bytes;
+use serde::Serialize;
+
+use crate::failure::Failure;
+
+/// Sends the log to stderr; `RUST_LOG` chooses more finely.
+pub(crate) fn start_log(verbose: bool) {
+    let level = if verbose { "debug" } else { "warn" };
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}
+
+/// A line of data.
+pub(crate) fn data(line: &str) {
+    // Whoever reads may have gone (`berth plan | head`): that is no failure.
+    drop(writeln!(std::io::stdout(), "{line}"));
+}
+
+/// A line of talk.
+pub(crate) fn talk(line: &str) {
+    drop(writeln!(std::io::stderr(), "{line}"));
+}
+
+/// One JSON document.
+pub(crate) fn json(value: &impl Serialize) -> Result<(), Failure> {
+    data(&serde_json::to_string_pretty(value).map_err(Failure::new)?);
+    Ok(())
+}
+
+/// One line that is written over while something goes on; only at a terminal.
+pub(crate) fn progress(line: &str) {
+    if std::io::stderr().is_terminal() {
+        eprint!("\r\x1b[2K{line}");
+        drop(std::io::stderr().flush());
+    }
+}
+
+/// Ends a line of progress.
+pub(crate) fn end_progress() {
+    progress("");
+}
+
+/// Rows in columns, the first row being the head. Columns of numbers are aligned right.
+pub(crate) fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column));
+        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let is_number = |column: usize| {
+        let cells = rows.iter().skip(1).filter_map(|row| row.get(column));
+        let mut filled = cells.filter(|cell| !cell.is_empty() && *cell != "-").peekable();
+        filled.peek().is_some()
+            && filled.all(|cell| cell.starts_with(|c: char| c.is_ascii_digit() || "+-".contains(c)))
+    };
+    let right: Vec<bool> = (0..columns).map(is_number).collect();
+    let line = |row: &Vec<String>| {
+        let cells = row.iter().enumerate().map(|(i, cell)| match right[i] {
+            true => format!("{cell:>width$}", width = widths[i]),
+            false => format!("{cell:<width$}", width = widths[i]),
+        });
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    rows.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {
+    cells.iter().map(|cell| (*cell).to_owned()).collect()
+}
+
+/// A footprint with a bar for each term.
+pub(crate) fn footprint(footprint: &Footprint) -> String {
+    let total = footprint.total();
+    let mut rows = vec![row(["term", "bytes", "", "kind", "how"])];
+    for term in &footprint.terms {
+        let kind = match term.kind {
+            TermKind::Exact => "exact",
+            TermKind::Calibrated => "calibrated",
+        };
+        let bar = bar(term.bytes, total, 20);
+        rows.push(row([&term.name, &term.bytes.to_string(), &bar, kind, &term.formula]));
+    }
+    rows.push(row(["total", &total.to_string(), "", "", "the most that it can come to hold"]));
+    table(&rows)
+}
+
+fn bar(part: Bytes, whole: Bytes, width: u64) -> String {
+    let filled = (u128::from(part.0) * u128::from(width)).div_ceil(u128::from(whole.0.max(1)));
+    "█".repeat(usize::try_from(filled).unwrap_or(0))
+}
+
+/// A plan's report: verdict first, then devices and models, then what to change.
+pub(crate) fn plan(report: &PlanReport) -> String {
+    let mut out = vec![match report.verdict {
+        PlanVerdict::Fits => format!("fits (plan {})", report.plan_digest),
+        PlanVerdict::Impossible => "does not fit".to_owned(),
+    }];
+    let mut rows = vec![row(["device", "has", "budget", "planned", "left", ""])];
+    for device in &report.devices {
+        rows.push(row([
+            &device.device.to_string(),
+            &device.total.to_string(),
+            &device.budget.to_string(),
+            &device.planned.to_string(),
+            &device.headroom().to_string(),
+            &bar(device.planned, device.budget, 20),
+        ]));
+    }
+    out.extend([String::new(), table(&rows), String::new(), table(&model_rows(report))]);
+    for model in report.models.iter().filter(|model| !model.is_complete()) {
+        out.push(String::new());
+        out.push(why_not(model));
+    }
+    for note in &report.notes {
+        out.push(format!("note: {note}"));
+    }
+    out.join("\n")
+}
+
+fn model_rows(report: &PlanReport) -> Vec<Vec<String>> {
+    let mut rows = vec![row(["model", "instances", "weights", "kv cache", "other", "each", "on"])];
+    for model in &report.models {
+        let weights = model.footprint.get("weights") + model.footprint.get("weights_repacked");
+        let cache = model.footprint.get("kv_cache");
+        let total = model.footprint.total();
+        let devices: Vec<String> = model.placed.iter().map(ToString::to_string).collect();
+        rows.push(row([
+            &model.model,
+            &format!("{}/{}", model.placed.len(), model.wanted),
+            &weights.to_string(),
+            &cache.to_string(),
+            &(total - weights - cache).to_string(),
+            &total.to_string(),
+            if devices.is_empty() { "-" } else { "" },
+        ]));
+        if let (Some(last), false) = (rows.last_mut().and_then(|row| row.last_mut()), devices.is_empty()) {
+            *last = devices.join(", ");
+        }
+    }
+    rows
+}
+
+fn why_not(model: &ModelReport) -> String {
+    let mut lines = vec![format!("{} does not fit:", model.model)];
+    lines.extend(model.reasons.iter().map(|reason| format!("  {reason}")));
+    if !model.changes.is_empty() {
+        lines.push("any one of these would do:".to_owned());
+        lines.extend(model.changes.iter().map(|change| format!("  - {change}")));
+    }
+    lines.join("\n")
+}
+
+/// The ledger: planned, reported and observed side by side.
+pub(crate) fn ledger(entries: &[LedgerEntry]) -> String {
+    let bytes = |bytes: Option<Bytes>| bytes.map_or_else(|| "-".to_owned(), |b| b.to_string());
+    let mut rows = vec![row(["instance", "term", "planned", "reported", "observed", "error"])];
+    for entry in entries {
+        let error = entry.error.map_or_else(|| "-".to_owned(), |e| format!("{:+.1}%", e * 100.0));
+        rows.push(row([
+            &entry.instance.to_string(),
+            &entry.term,
+            &entry.planned.to_string(),
+            &bytes(entry.reported),
+            &bytes(entry.observed),
+            &error,
+        ]));
+    }
+    table(&rows)
+}
+
+/// What runs.
+pub(crate) fn status(status: &Status) -> String {
+    let Some(digest) = &status.plan_digest else {
+        return "nothing is applied here yet".to_owned();
+    };
+    let watched = match (status.controller_running, status.gateway) {
+        (true, Some(gateway)) => format!("watched over; gateway at http://{gateway}"),
+        (true, None) => "watched over".to_owned(),
+        (false, _) => "nobody watches over it: `berth serve` does".to_owned(),
+    };
+    let mut rows = vec![row(["instance", "model", "state", "port", "pid", "resident", "why"])];
+    for instance in &status.instances {
+        let why = instance.diagnosis.as_ref().map(ToString::to_string).unwrap_or_default();
+        let rolled_back = if instance.rolled_back { " (rolled back)" } else { "" };
+        rows.push(row([
+            &instance.id.to_string(),
+            &instance.model,
+            &format!("{}{rolled_back}", instance.state.as_str()),
+            &instance.port.to_string(),
+            &instance.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string()),
+            &instance.memory.map_or_else(|| "-".to_owned(), |memory| memory.resident.to_string()),
+            &why,
+        ]));
+    }
+    let mut out = vec![format!("plan {digest}, {watched}")];
+    if status.instances.is_empty() {
+        out.push("no instances".to_owned());
+    } else {
+        out.extend([String::new(), table(&rows), String::new(), ledger(&status.ledger)]);
+    }
+    out.extend(status.notes.iter().map(|note| format!("note: {note}")));
+    out.join("\n")
+}
+
+/// What happened to an instance, as a line of talk.
+pub(crate) fn event(event: &Event) -> String {
+    let id = &event.instance;
+    match &event.kind {
+        EventKind::Adopted => format!("{id}: runs already, taken over"),
+        EventKind::Started => format!("{id}: starting"),
+        EventKind::Ready { after_ms } => format!("{id}: ready after {:.1} s", *after_ms as f64 / 1e3),
+        EventKind::Failed { diagnosis, retry_in_ms } => {
+            let next = match retry_in_ms {
+                Some(ms) => format!("next try in {:.0} s", *ms as f64 / 1e3),
+                None => "left alone".to_owned(),
+            };
+            format!("{id}: failed: {diagnosis}; {next}\nhint: {}", diagnosis.hint)
+        }
+        EventKind::RolledBack => format!("{id}: going back to its earlier configuration"),
+        EventKind::Stopping => format!("{id}: stopping"),
+        EventKind::Stopped => format!("{id}: stopped"),
+    }
+}

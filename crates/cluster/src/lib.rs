@@ -1,0 +1,11 @@
+//! Where instances run, and what observes them.
+//!
+//! - [`local`]: engines as processes of this machine
+//! - [`procfs`]: what the operating system says about memory, processes and ports
+//! - [`nvml`]: what NVIDIA's driver says about GPUs
+//!
+//! Start with [`local::observe`], which gives an [`Inventory`](berth_core::Inventory).
+
+pub mod local;
+pub mod nvml;
+pub mod procfs;

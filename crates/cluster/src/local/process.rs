@@ -1,0 +1,143 @@
+//! Starting, finding and stopping engines.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::process::CommandExt as _;
+use std::process::{Child, Command, Stdio};
+
+use berth_core::Digest;
+use berth_core::inventory::{InstanceId, ProcessMemory, RunningInstance};
+use berth_core::plan::PlannedInstance;
+use berth_core::units::Bytes;
+use rustix::process::{Pid, Signal, kill_process_group};
+
+use super::{StateDir, lock};
+use crate::procfs;
+
+/// The variable that marks an engine: `STATE_ID INSTANCE CONFIG`.
+const MARKER: &str = "BERTH_INSTANCE";
+
+/// Why an engine did not become a process.
+#[derive(Debug, thiserror::Error)]
+pub enum SpawnError {
+    /// A process of this instance still lives.
+    #[error("{0} still runs: it holds its lock")]
+    StillRuns(InstanceId),
+    /// The lock or the log can't be used.
+    #[error("can't write {path}")]
+    State {
+        /// The file.
+        path: std::path::PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The program can't be started.
+    #[error("can't start {binary}")]
+    Exec {
+        /// The program.
+        binary: String,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Starts an instance's engine.
+///
+/// The engine gets a process group of its own, so that a Ctrl-C at the terminal reaches berth and
+/// not the engine, and its lock as standard input: whoever finds the lock free knows that no
+/// process of the instance lives, even where berth was killed between starting and noting it.
+///
+/// # Errors
+/// Where a process of the instance still lives, or where the engine can't be started.
+pub fn spawn(
+    instance: &PlannedInstance,
+    state_id: &str,
+    dir: &StateDir,
+) -> Result<Child, SpawnError> {
+    let lock_path = dir.instance_lock(&instance.id);
+    let state = |path: std::path::PathBuf| move |source| SpawnError::State { path, source };
+    let lock = lock::try_lock(&lock_path)
+        .map_err(state(lock_path))?
+        .ok_or_else(|| SpawnError::StillRuns(instance.id.clone()))?;
+    let log_path = dir.log(&instance.id);
+    let log = OpenOptions::new().create(true).write(true).truncate(true).open(&log_path);
+    let log = log.map_err(state(log_path.clone()))?;
+    let log_too = log.try_clone().map_err(state(log_path))?;
+    Command::new(&instance.binary)
+        .args(&instance.args)
+        .env(MARKER, format!("{state_id} {} {}", instance.id, instance.config()))
+        .stdin(Stdio::from(lock))
+        .stdout(Stdio::from(log))
+        .stderr(Stdio::from(log_too))
+        .process_group(0)
+        .spawn()
+        .map_err(|source| SpawnError::Exec { binary: instance.binary.clone(), source })
+}
+
+/// The instances of this state folder that run, found in the process table.
+pub fn running(state_id: &str) -> Vec<RunningInstance> {
+    let mut groups: BTreeMap<(InstanceId, Digest), Vec<procfs::Marked>> = BTreeMap::new();
+    for process in procfs::processes_with(MARKER) {
+        let mut words = process.value.splitn(3, ' ');
+        let (Some(id), Some(instance), Some(config)) = (words.next(), words.next(), words.next())
+        else {
+            continue;
+        };
+        if id == state_id && procfs::is_alive(process.pid, process.started_ticks) {
+            let key = (InstanceId(instance.to_owned()), Digest::from_hex(config));
+            groups.entry(key).or_default().push(process);
+        }
+    }
+    groups.into_iter().filter_map(|((id, config), group)| instance(id, config, &group)).collect()
+}
+
+/// One instance from its processes: the root is the one whose parent is not of the group.
+fn instance(
+    id: InstanceId,
+    config: Digest,
+    group: &[procfs::Marked],
+) -> Option<RunningInstance> {
+    let pids: HashSet<u32> = group.iter().map(|process| process.pid).collect();
+    let root = group.iter().find(|process| !pids.contains(&process.parent)).or(group.first())?;
+    let parts: Vec<ProcessMemory> =
+        group.iter().filter_map(|process| procfs::memory(process.pid)).collect();
+    let sum = |part: fn(&ProcessMemory) -> Bytes| parts.iter().map(part).sum();
+    Some(RunningInstance {
+        id,
+        config,
+        pid: root.pid,
+        started_ticks: root.started_ticks,
+        memory: ProcessMemory {
+            resident: sum(|memory| memory.resident),
+            resident_peak: sum(|memory| memory.resident_peak),
+            anonymous: sum(|memory| memory.anonymous),
+        },
+    })
+}
+
+/// Whether the instance's root is still the process that was seen.
+pub fn is_alive(instance: &RunningInstance) -> bool {
+    procfs::is_alive(instance.pid, instance.started_ticks)
+}
+
+/// Asks an instance's processes to end.
+pub fn terminate(instance: &RunningInstance) {
+    signal(instance, Signal::TERM);
+}
+
+/// Ends an instance's processes.
+pub fn kill(instance: &RunningInstance) {
+    signal(instance, Signal::KILL);
+}
+
+/// Signals the instance's group, if its root is still the process that was seen.
+fn signal(instance: &RunningInstance, signal: Signal) {
+    if !is_alive(instance) {
+        return;
+    }
+    let Some(pid) = i32::try_from(instance.pid).ok().and_then(Pid::from_raw) else { return };
+    if let Err(error) = kill_process_group(pid, signal) {
+        tracing::debug!(instance = %instance.id, %error, "could not be signalled");
+    }
+}

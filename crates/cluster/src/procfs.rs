@@ -1,0 +1,112 @@
+//! What the operating system says about memory, processes and ports.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::ffi::OsString;
+
+use berth_core::inventory::{Device, DeviceId, DeviceKind, ProcessMemory};
+use berth_core::units::Bytes;
+use procfs::net::TcpState;
+use procfs::process::{FDTarget, Process};
+use procfs::{Current, ProcResult};
+
+/// A process that carries a marker in its environment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Marked {
+    /// Its id.
+    pub pid: u32,
+    /// Its parent's id.
+    pub parent: u32,
+    /// When the kernel started it, in clock ticks after boot.
+    pub started_ticks: u64,
+    /// The marker's value.
+    pub value: String,
+}
+
+/// The processes whose environment has `variable`, in the order of their ids. Processes that end
+/// meanwhile, and those of other users, are left out.
+pub fn processes_with(variable: &str) -> Vec<Marked> {
+    let Ok(processes) = procfs::process::all_processes() else { return Vec::new() };
+    let mut marked: Vec<Marked> = processes
+        .filter_map(Result::ok)
+        .filter_map(|process| {
+            let environ: HashMap<OsString, OsString> = process.environ().ok()?;
+            let value = environ.get(std::ffi::OsStr::new(variable))?.to_str()?.to_owned();
+            let stat = process.stat().ok()?;
+            Some(Marked {
+                pid: u32::try_from(stat.pid).ok()?,
+                parent: u32::try_from(stat.ppid).ok()?,
+                started_ticks: stat.starttime,
+                value,
+            })
+        })
+        .collect();
+    marked.sort_by_key(|process| process.pid);
+    marked
+}
+
+/// Whether the process is still that one, and not ended and unreaped.
+pub fn is_alive(pid: u32, started_ticks: u64) -> bool {
+    let stat = i32::try_from(pid).ok().and_then(|pid| Process::new(pid).ok()?.stat().ok());
+    stat.is_some_and(|stat| stat.starttime == started_ticks && !matches!(stat.state, 'Z' | 'X'))
+}
+
+/// What a process holds; `None` where it has ended.
+pub fn memory(pid: u32) -> Option<ProcessMemory> {
+    let status = Process::new(i32::try_from(pid).ok()?).ok()?.status().ok()?;
+    let kib = |value: Option<u64>| Bytes::kib(value.unwrap_or(0));
+    Some(ProcessMemory {
+        resident: Bytes::kib(status.vmrss?),
+        resident_peak: kib(status.vmhwm),
+        anonymous: kib(status.rssanon),
+    })
+}
+
+/// The host's memory as a device. `own` is what berth's instances hold themselves: their pages are
+/// not others'. Pages of mapped files count as available already.
+///
+/// # Errors
+/// Where /proc/meminfo can't be read.
+pub fn host(own: Bytes) -> ProcResult<Device> {
+    let info = procfs::Meminfo::current()?;
+    let total = Bytes(info.mem_total);
+    let available = Bytes(info.mem_available.unwrap_or(info.mem_free));
+    let device = Device {
+        id: DeviceId::host(),
+        kind: DeviceKind::Host,
+        total,
+        used_by_others: total - available - own,
+    };
+    Ok(device)
+}
+
+/// Listening TCP ports with the socket of each.
+///
+/// # Errors
+/// Where /proc/net/tcp can't be read.
+pub fn listening_ports() -> ProcResult<BTreeMap<u16, BTreeSet<u64>>> {
+    let mut ports: BTreeMap<u16, BTreeSet<u64>> = BTreeMap::new();
+    let entries = procfs::net::tcp()?.into_iter().chain(procfs::net::tcp6().unwrap_or_default());
+    for entry in entries.filter(|entry| entry.state == TcpState::Listen) {
+        ports.entry(entry.local_address.port()).or_default().insert(entry.inode);
+    }
+    Ok(ports)
+}
+
+/// The sockets that a process has open.
+pub fn sockets(pid: u32) -> HashSet<u64> {
+    let process = i32::try_from(pid).ok().and_then(|pid| Process::new(pid).ok());
+    let Some(Ok(fds)) = process.map(|process| process.fd()) else { return HashSet::new() };
+    fds.filter_map(Result::ok)
+        .filter_map(|fd| match fd.target {
+            FDTarget::Socket(inode) => Some(inode),
+            _ => None,
+        })
+        .collect()
+}
+
+/// This machine's name.
+pub fn host_name() -> String {
+    let read = std::fs::read_to_string("/proc/sys/kernel/hostname");
+    let name = read.map(|name| name.trim().to_owned()).unwrap_or_default();
+    if name.is_empty() { "localhost".to_owned() } else { name }
+}

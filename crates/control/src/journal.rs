@@ -1,0 +1,369 @@
+//! What berth wants and what it knows, on disk before it is acted on.
+//!
+//! One SQLite file in WAL mode with full synchronisation: a transaction that returned is there
+//! after kill -9 and after a power cut. Several processes may read and write; the newest plan is
+//! the one in force.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use berth_core::Digest;
+use berth_core::inventory::InstanceId;
+use berth_core::ledger::Reported;
+use berth_core::plan::{Plan, PlannedInstance};
+use berth_core::reconcile::Record;
+use berth_core::report::PlanReport;
+use berth_engines::Diagnosis;
+use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// The layout of the tables; a file with a later one is refused.
+const VERSION: i64 = 1;
+/// Events that are kept.
+const MAX_EVENTS: i64 = 10_000;
+/// Plans that are kept.
+const MAX_PLANS: i64 = 100;
+
+const SCHEMA: &str = "
+    CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+    CREATE TABLE plans (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT,
+        at_ms INTEGER NOT NULL,
+        digest TEXT NOT NULL,
+        plan TEXT NOT NULL,
+        report TEXT
+    );
+    CREATE TABLE instances (
+        id TEXT PRIMARY KEY,
+        record TEXT NOT NULL,
+        diagnosis TEXT,
+        reported TEXT
+    );
+    CREATE TABLE rollbacks (id TEXT PRIMARY KEY, instance TEXT NOT NULL);
+    CREATE TABLE events (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT,
+        at_ms INTEGER NOT NULL,
+        instance TEXT NOT NULL,
+        what TEXT NOT NULL
+    );
+    INSERT INTO meta VALUES ('state_id', lower(hex(randomblob(16))));
+";
+
+/// Why the journal can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// SQLite can't open, read or write it.
+    #[error("the journal {path} can't be used")]
+    Sqlite {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: rusqlite::Error,
+    },
+    /// Something in it is not what this version wrote.
+    #[error("the journal {path} has an entry that can't be read")]
+    Entry {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: serde_json::Error,
+    },
+    /// A later version of berth made it.
+    #[error("the journal {path} was made by a later version of berth (layout {found})")]
+    Later {
+        /// The file.
+        path: PathBuf,
+        /// Its layout.
+        found: i64,
+    },
+    /// Another plan came into force since this one was made.
+    #[error("the plan is stale: another one came into force since it was made")]
+    Stale,
+}
+
+/// The journal of one state folder.
+#[derive(Debug)]
+pub struct Journal {
+    path: PathBuf,
+    db: Connection,
+}
+
+/// A plan as it was journalled.
+#[derive(Clone, Debug, PartialEq)]
+pub struct JournalledPlan {
+    /// Its number: a later plan has a larger one.
+    pub seq: i64,
+    /// When it came into force, in milliseconds since 1970.
+    pub at_ms: u64,
+    /// The plan.
+    pub plan: Plan,
+    /// Why it is as it is.
+    pub report: Option<PlanReport>,
+}
+
+/// What the journal knows about one instance.
+#[derive(Clone, Debug, PartialEq)]
+pub struct InstanceEntry {
+    /// Where it is in its life.
+    pub record: Record,
+    /// Why it failed last.
+    pub diagnosis: Option<Diagnosis>,
+    /// What its engine's log said about memory.
+    pub reported: Option<Reported>,
+}
+
+impl Journal {
+    /// Opens the journal at `path`, making it where it isn't there.
+    ///
+    /// # Errors
+    /// Where SQLite can't, or where a later version made it.
+    pub fn open(path: &Path) -> Result<Self, JournalError> {
+        let sqlite = |source| JournalError::Sqlite { path: path.to_path_buf(), source };
+        let mut db = Connection::open(path).map_err(sqlite)?;
+        db.busy_timeout(Duration::from_secs(10)).map_err(sqlite)?;
+        db.pragma_update(None, "journal_mode", "WAL").map_err(sqlite)?;
+        db.pragma_update(None, "synchronous", "FULL").map_err(sqlite)?;
+        let transaction =
+            db.transaction_with_behavior(TransactionBehavior::Immediate).map_err(sqlite)?;
+        let version = |row: &rusqlite::Row<'_>| row.get(0);
+        match transaction.query_row("PRAGMA user_version", [], version).map_err(sqlite)? {
+            0 => {
+                transaction.execute_batch(SCHEMA).map_err(sqlite)?;
+                transaction.pragma_update(None, "user_version", VERSION).map_err(sqlite)?;
+            }
+            VERSION => {}
+            found => return Err(JournalError::Later { path: path.to_path_buf(), found }),
+        }
+        transaction.commit().map_err(sqlite)?;
+        Ok(Self { path: path.to_path_buf(), db })
+    }
+
+    fn sqlite(&self, source: rusqlite::Error) -> JournalError {
+        JournalError::Sqlite { path: self.path.clone(), source }
+    }
+
+    fn read<T: DeserializeOwned>(&self, json: &str) -> Result<T, JournalError> {
+        serde_json::from_str(json)
+            .map_err(|source| JournalError::Entry { path: self.path.clone(), source })
+    }
+
+    fn write<T: Serialize>(&self, value: &T) -> Result<String, JournalError> {
+        serde_json::to_string(value)
+            .map_err(|source| JournalError::Entry { path: self.path.clone(), source })
+    }
+
+    fn execute(&self, sql: &str, params: impl rusqlite::Params) -> Result<(), JournalError> {
+        self.db.execute(sql, params).map(drop).map_err(|error| self.sqlite(error))
+    }
+
+    /// The name of this state folder, which its engines carry in their environment.
+    ///
+    /// # Errors
+    /// Where the journal can't be read.
+    pub fn state_id(&self) -> Result<String, JournalError> {
+        let sql = "SELECT value FROM meta WHERE key = 'state_id'";
+        self.db.query_row(sql, [], |row| row.get(0)).map_err(|error| self.sqlite(error))
+    }
+
+    /// The number of the plan in force; cheap, for polling.
+    ///
+    /// # Errors
+    /// Where the journal can't be read.
+    pub fn current_seq(&self) -> Result<Option<i64>, JournalError> {
+        self.db
+            .query_row("SELECT max(seq) FROM plans", [], |row| row.get(0))
+            .map_err(|error| self.sqlite(error))
+    }
+
+    /// The plan in force.
+    ///
+    /// # Errors
+    /// Where the journal can't be read.
+    pub fn current(&self) -> Result<Option<JournalledPlan>, JournalError> {
+        self.plan_where("seq = (SELECT max(seq) FROM plans)")
+    }
+
+    /// The plan that was in force before number `seq`.
+    ///
+    /// # Errors
+    /// Where the journal can't be read.
+    pub fn before(&self, seq: i64) -> Result<Option<JournalledPlan>, JournalError> {
+        self.plan_where(&format!("seq = (SELECT max(seq) FROM plans WHERE seq < {seq})"))
+    }
+
+    fn plan_where(&self, condition: &str) -> Result<Option<JournalledPlan>, JournalError> {
+        let sql = format!("SELECT seq, at_ms, plan, report FROM plans WHERE {condition}");
+        let row = self
+            .db
+            .query_row(&sql, [], |row| {
+                Ok((row.get(0)?, row.get::<_, i64>(1)?, row.get(2)?, row.get(3)?))
+            })
+            .optional()
+            .map_err(|error| self.sqlite(error))?;
+        let Some((seq, at_ms, plan, report)): Option<(i64, i64, String, Option<String>)> = row else {
+            return Ok(None);
+        };
+        Ok(Some(JournalledPlan {
+            seq,
+            at_ms: at_ms.unsigned_abs(),
+            plan: self.read(&plan)?,
+            report: report.map(|report| self.read(&report)).transpose()?,
+        }))
+    }
+
+    /// Brings a plan into force. Instances that failed get another chance.
+    ///
+    /// # Errors
+    /// [`JournalError::Stale`] where another plan came into force since this one was made.
+    pub fn commit(
+        &mut self,
+        plan: &Plan,
+        report: Option<&PlanReport>,
+        now_ms: u64,
+    ) -> Result<i64, JournalError> {
+        let plan_json = self.write(plan)?;
+        let report_json = report.map(|report| self.write(report)).transpose()?;
+        let path = self.path.clone();
+        let sqlite = |source| JournalError::Sqlite { path: path.clone(), source };
+        let transaction =
+            self.db.transaction_with_behavior(TransactionBehavior::Immediate).map_err(sqlite)?;
+        let current: Option<String> = transaction
+            .query_row("SELECT digest FROM plans ORDER BY seq DESC LIMIT 1", [], |row| row.get(0))
+            .optional()
+            .map_err(sqlite)?;
+        if current != plan.parent.as_ref().map(ToString::to_string) {
+            return Err(JournalError::Stale);
+        }
+        let insert = "INSERT INTO plans (at_ms, digest, plan, report) VALUES (?1, ?2, ?3, ?4)";
+        let digest = plan.digest().to_string();
+        transaction
+            .execute(insert, params![now_ms as i64, digest, plan_json, report_json])
+            .map_err(sqlite)?;
+        let seq = transaction.last_insert_rowid();
+        transaction
+            .execute_batch(
+                "DELETE FROM rollbacks;
+                 DELETE FROM instances WHERE json_extract(record, '$.phase') = 'failed'
+                    OR json_extract(record, '$.phase.backoff') IS NOT NULL;",
+            )
+            .map_err(sqlite)?;
+        transaction
+            .execute("DELETE FROM plans WHERE seq <= ?1", [seq - MAX_PLANS])
+            .map_err(sqlite)?;
+        transaction.commit().map_err(sqlite)?;
+        Ok(seq)
+    }
+
+    /// What is known about every instance.
+    ///
+    /// # Errors
+    /// Where the journal can't be read.
+    pub fn instances(&self) -> Result<BTreeMap<InstanceId, InstanceEntry>, JournalError> {
+        type Row = (String, String, Option<String>, Option<String>);
+        let rows: Vec<Row> = self.rows("SELECT id, record, diagnosis, reported FROM instances", |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+        })?;
+        let mut instances = BTreeMap::new();
+        for (id, record, diagnosis, reported) in rows {
+            let entry = InstanceEntry {
+                record: self.read(&record)?,
+                diagnosis: diagnosis.map(|json| self.read(&json)).transpose()?,
+                reported: reported.map(|json| self.read(&json)).transpose()?,
+            };
+            instances.insert(InstanceId(id), entry);
+        }
+        Ok(instances)
+    }
+
+    fn rows<T>(
+        &self,
+        sql: &str,
+        read: impl Fn(&rusqlite::Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<Vec<T>, JournalError> {
+        let query = || {
+            let mut statement = self.db.prepare_cached(sql)?;
+            statement.query_map([], |row| read(row))?.collect::<rusqlite::Result<Vec<T>>>()
+        };
+        query().map_err(|error| self.sqlite(error))
+    }
+
+    /// Notes what is known about an instance.
+    ///
+    /// # Errors
+    /// Where the journal can't be written.
+    pub fn set_instance(&self, id: &InstanceId, entry: &InstanceEntry) -> Result<(), JournalError> {
+        let diagnosis = entry.diagnosis.as_ref().map(|it| self.write(it)).transpose()?;
+        let reported = entry.reported.as_ref().map(|it| self.write(it)).transpose()?;
+        self.execute(
+            "INSERT OR REPLACE INTO instances VALUES (?1, ?2, ?3, ?4)",
+            params![id.0, self.write(&entry.record)?, diagnosis, reported],
+        )
+    }
+
+    /// Forgets an instance.
+    ///
+    /// # Errors
+    /// Where the journal can't be written.
+    pub fn forget_instance(&self, id: &InstanceId) -> Result<(), JournalError> {
+        self.execute("DELETE FROM instances WHERE id = ?1", [&id.0])
+    }
+
+    /// The instances of the plan in force that run an earlier configuration instead.
+    ///
+    /// # Errors
+    /// Where the journal can't be read.
+    pub fn rollbacks(&self) -> Result<BTreeMap<InstanceId, PlannedInstance>, JournalError> {
+        let sql = "SELECT id, instance FROM rollbacks";
+        let rows: Vec<(String, String)> = self.rows(sql, |row| Ok((row.get(0)?, row.get(1)?)))?;
+        let read = |(id, json): (String, String)| Ok((InstanceId(id), self.read(&json)?));
+        rows.into_iter().map(read).collect()
+    }
+
+    /// Notes that an instance goes back to an earlier configuration.
+    ///
+    /// # Errors
+    /// Where the journal can't be written.
+    pub fn set_rollback(&self, earlier: &PlannedInstance) -> Result<(), JournalError> {
+        let json = self.write(earlier)?;
+        self.execute("INSERT OR REPLACE INTO rollbacks VALUES (?1, ?2)", [&earlier.id.0, &json])
+    }
+
+    /// Appends to the history.
+    ///
+    /// # Errors
+    /// Where the journal can't be written.
+    pub fn note(&self, id: &InstanceId, what: &str, now_ms: u64) -> Result<(), JournalError> {
+        self.execute(
+            "INSERT INTO events (at_ms, instance, what) VALUES (?1, ?2, ?3)",
+            params![now_ms as i64, id.0, what],
+        )?;
+        self.execute(
+            "DELETE FROM events WHERE seq <= (SELECT max(seq) FROM events) - ?1",
+            [MAX_EVENTS],
+        )
+    }
+
+    /// The newest events, the newest last: time, instance, text.
+    ///
+    /// # Errors
+    /// Where the journal can't be read.
+    pub fn events(&self, count: u32) -> Result<Vec<(u64, InstanceId, String)>, JournalError> {
+        let sql = format!("SELECT at_ms, instance, what FROM events ORDER BY seq DESC LIMIT {count}");
+        let mut events = self.rows(&sql, |row| {
+            let at: i64 = row.get(0)?;
+            Ok((at.unsigned_abs(), InstanceId(row.get(1)?), row.get(2)?))
+        })?;
+        events.reverse();
+        Ok(events)
+    }
+
+    /// The digest of the plan in force.
+    ///
+    /// # Errors
+    /// Where the journal can't be read.
+    pub fn current_digest(&self) -> Result<Option<Digest>, JournalError> {
+        Ok(self.current()?.map(|journalled| journalled.plan.digest()))
+    }
+}

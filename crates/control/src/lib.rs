@@ -1,0 +1,17 @@
+//! The loop that makes a plan so and keeps it so.
+//!
+//! - [`journal`]: plans, records and events in SQLite, written before anything is done
+//! - [`controller`]: one turn of the loop: observe, decide (in `berth-core`), act
+//! - [`status`]: what is planned, reported and observed, for people and programs
+//!
+//! Start with [`Controller::turn`]. Only one process acts on a state folder at a time; the others
+//! journal what they want and watch.
+
+pub mod clock;
+pub mod controller;
+pub mod journal;
+pub mod status;
+
+pub use controller::{Controller, ControllerError, Event, EventKind};
+pub use journal::{Journal, JournalError};
+pub use status::{InstanceState, InstanceStatus, Status};

@@ -1,0 +1,184 @@
+//! What is planned, reported and observed, put together from the journal and the process table.
+//!
+//! It works whether or not a controller runs, and after one was killed.
+
+use berth_cluster::local::{self, StateDir, lock};
+use berth_core::Digest;
+use berth_core::inventory::{InstanceId, Inventory, ProcessMemory, RunningInstance};
+use berth_core::ledger::{self, LedgerEntry};
+use berth_core::plan::{Plan, PlannedDevice, PlannedInstance};
+use berth_core::reconcile::{Phase, with_rollbacks};
+use berth_engines::Diagnosis;
+use serde::Serialize;
+
+use crate::journal::{InstanceEntry, Journal, JournalError};
+
+/// Everything that `berth status` shows.
+#[derive(Clone, Debug, Serialize)]
+pub struct Status {
+    /// The plan in force.
+    pub plan_digest: Option<Digest>,
+    /// Whether a berth watches over it.
+    pub controller_running: bool,
+    /// The address that clients use, while a controller runs.
+    pub gateway: Option<std::net::SocketAddr>,
+    /// The devices, with what is planned on them.
+    pub devices: Vec<PlannedDevice>,
+    /// The instances.
+    pub instances: Vec<InstanceStatus>,
+    /// Planned, reported and observed bytes.
+    pub ledger: Vec<LedgerEntry>,
+    /// What could not be observed.
+    pub notes: Vec<String>,
+}
+
+/// One instance.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct InstanceStatus {
+    /// Its id.
+    pub id: InstanceId,
+    /// Its model.
+    pub model: String,
+    /// Its node.
+    pub node: String,
+    /// What it is doing.
+    pub state: InstanceState,
+    /// Its port on loopback.
+    pub port: u16,
+    /// Its engine's process.
+    pub pid: Option<u32>,
+    /// What the operating system says it holds.
+    pub memory: Option<ProcessMemory>,
+    /// Failures in a row.
+    pub failures: u32,
+    /// Whether it runs an earlier configuration, because the planned one failed.
+    pub rolled_back: bool,
+    /// Why it failed last.
+    pub diagnosis: Option<Diagnosis>,
+}
+
+/// What an instance is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum InstanceState {
+    /// It is planned and not started yet.
+    Planned,
+    /// Its engine loads.
+    Starting,
+    /// It serves.
+    Ready,
+    /// Its engine ended; it will be started again.
+    Backoff,
+    /// Its engine failed for good.
+    Failed,
+    /// It is being stopped: the plan doesn't have it.
+    Stopping,
+}
+
+impl InstanceState {
+    /// Its name, as in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Planned => "planned",
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::Backoff => "backoff",
+            Self::Failed => "failed",
+            Self::Stopping => "stopping",
+        }
+    }
+}
+
+/// Reads the status of a state folder. `inventory` is what was observed just now.
+///
+/// # Errors
+/// Where the journal can't be read.
+pub fn read(dir: &StateDir, journal: &Journal, inventory: Inventory) -> Result<Status, JournalError> {
+    let current = journal.current()?;
+    let entries = journal.instances()?;
+    let rollbacks = journal.rollbacks()?;
+    let controller_running = lock::is_held(&dir.controller_lock()).unwrap_or(false);
+    let plan_digest = current.as_ref().map(|journalled| journalled.plan.digest());
+    let plan = current.map(|journalled| with_rollbacks(&journalled.plan, &rollbacks));
+    let mut instances = Vec::new();
+    let mut ledger = Vec::new();
+    for planned in plan.iter().flat_map(|plan| &plan.instances) {
+        let running = find(&inventory.instances, planned);
+        let entry = entries.get(&planned.id);
+        let rolled_back = rollbacks.contains_key(&planned.id);
+        instances.push(status_of(planned, running, entry, rolled_back));
+        let entry = entry.filter(|entry| entry.record.config == planned.config());
+        let reported = entry.and_then(|entry| entry.reported.as_ref());
+        let observed = running.map(|running| running.memory.resident_peak);
+        ledger.extend(ledger::entries(planned, reported, observed));
+    }
+    instances.extend(leftovers(plan.as_ref(), &inventory.instances));
+    Ok(Status {
+        plan_digest,
+        controller_running,
+        gateway: plan.as_ref().filter(|_| controller_running).map(|plan| plan.gateway.listen),
+        devices: plan.map(|plan| plan.devices).unwrap_or_default(),
+        instances,
+        ledger,
+        notes: inventory.notes,
+    })
+}
+
+fn find<'a>(
+    running: &'a [RunningInstance],
+    planned: &PlannedInstance,
+) -> Option<&'a RunningInstance> {
+    let config = planned.config();
+    running.iter().find(|running| running.id == planned.id && running.config == config)
+}
+
+/// The status of one planned instance.
+pub(crate) fn status_of(
+    planned: &PlannedInstance,
+    running: Option<&RunningInstance>,
+    entry: Option<&InstanceEntry>,
+    rolled_back: bool,
+) -> InstanceStatus {
+    let config = planned.config();
+    let record = entry.map(|entry| &entry.record).filter(|record| record.config == config);
+    let state = match (running, record.map(|record| record.phase)) {
+        (Some(_), Some(Phase::Ready)) => InstanceState::Ready,
+        (Some(_), _) => InstanceState::Starting,
+        (None, Some(Phase::Failed)) => InstanceState::Failed,
+        (None, Some(_)) => InstanceState::Backoff,
+        (None, None) => InstanceState::Planned,
+    };
+    InstanceStatus {
+        id: planned.id.clone(),
+        model: planned.model.clone(),
+        node: planned.node.clone(),
+        state,
+        port: planned.port,
+        pid: running.map(|running| running.pid),
+        memory: running.map(|running| running.memory),
+        failures: record.map_or(0, |record| record.failures),
+        rolled_back,
+        diagnosis: entry.and_then(|entry| entry.diagnosis.clone()),
+    }
+}
+
+/// Instances that run and that the plan doesn't have.
+fn leftovers(plan: Option<&Plan>, running: &[RunningInstance]) -> Vec<InstanceStatus> {
+    let is_planned = |running: &RunningInstance| {
+        let planned = plan.and_then(|plan| plan.instance(&running.id));
+        planned.is_some_and(|planned| planned.config() == running.config)
+    };
+    let leftover = |running: &RunningInstance| InstanceStatus {
+        id: running.id.clone(),
+        model: String::new(),
+        node: local::node_name(),
+        state: InstanceState::Stopping,
+        port: 0,
+        pid: Some(running.pid),
+        memory: Some(running.memory),
+        failures: 0,
+        rolled_back: false,
+        diagnosis: None,
+    };
+    running.iter().filter(|running| !is_planned(running)).map(leftover).collect()
+}

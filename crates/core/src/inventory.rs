@@ -1,0 +1,139 @@
+//! One observation of what is there: nodes, devices, and the instances that run on them.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Digest;
+use crate::spec::DeviceSelector;
+use crate::units::Bytes;
+
+/// What an observer saw at one time. It may be partial: what could not be read is in `notes`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Inventory {
+    /// The machines, in the order of their names.
+    pub nodes: Vec<Node>,
+    /// Instances of berth's that run, in the order of their ids.
+    pub instances: Vec<RunningInstance>,
+    /// What could not be observed, in words.
+    pub notes: Vec<String>,
+}
+
+/// One machine.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Node {
+    /// Its name.
+    pub name: String,
+    /// Its devices: host memory first, then GPUs by index.
+    pub devices: Vec<Device>,
+    /// TCP ports that somebody other than berth's instances listens on.
+    pub ports_taken: BTreeSet<u16>,
+}
+
+/// Memory that models can be placed in: a GPU's, or the host's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Device {
+    /// `host`, or the GPU's UUID.
+    pub id: DeviceId,
+    /// What it is.
+    pub kind: DeviceKind,
+    /// All its memory.
+    pub total: Bytes,
+    /// What anything but berth's own instances holds or keeps from use.
+    pub used_by_others: Bytes,
+}
+
+/// What a device is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeviceKind {
+    /// The host's memory.
+    Host,
+    /// A GPU.
+    Gpu {
+        /// NVML's index.
+        index: u32,
+        /// The product's name.
+        name: String,
+    },
+}
+
+/// The name of a device: `host`, or a GPU's UUID.
+#[derive(
+    Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(transparent)]
+pub struct DeviceId(pub String);
+
+impl DeviceId {
+    /// The host's memory.
+    pub fn host() -> Self {
+        Self("host".to_owned())
+    }
+}
+
+impl fmt::Display for DeviceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl Device {
+    /// Whether a selector means this device.
+    pub fn is(&self, selector: &DeviceSelector) -> bool {
+        match (selector, &self.kind) {
+            (DeviceSelector::Host, DeviceKind::Host) => true,
+            (DeviceSelector::GpuIndex(wanted), DeviceKind::Gpu { index, .. }) => wanted == index,
+            (DeviceSelector::GpuUuid(uuid), DeviceKind::Gpu { .. }) => self.id.0 == *uuid,
+            _ => false,
+        }
+    }
+}
+
+/// The name of an instance: its model's name and its number, as in `tiny-0`.
+#[derive(
+    Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(transparent)]
+pub struct InstanceId(pub String);
+
+impl InstanceId {
+    /// The id of a model's instance number `replica`.
+    pub fn new(model: &str, replica: u32) -> Self {
+        Self(format!("{model}-{replica}"))
+    }
+}
+
+impl fmt::Display for InstanceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// An instance that an observer saw running.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunningInstance {
+    /// Its id.
+    pub id: InstanceId,
+    /// The digest of the configuration that it was started with.
+    pub config: Digest,
+    /// The engine's process.
+    pub pid: u32,
+    /// When the kernel started the process, in clock ticks after boot: with the pid, its identity.
+    pub started_ticks: u64,
+    /// What the operating system says it holds.
+    pub memory: ProcessMemory,
+}
+
+/// A process's memory as the operating system counts it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessMemory {
+    /// Resident now (VmRSS).
+    pub resident: Bytes,
+    /// The most that was ever resident (VmHWM).
+    pub resident_peak: Bytes,
+    /// The part of `resident` that is not backed by files (RssAnon).
+    pub anonymous: Bytes,
+}

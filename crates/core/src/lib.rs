@@ -1,0 +1,37 @@
+//! The core of berth: values and functions, no I/O, no clock, no async.
+//!
+//! ```text
+//! Spec ──────┐
+//!            ├─ plan() ─> Plan + PlanReport ─ next_actions() ─> [Action] ─ (apply) ─> Inventory ...
+//! Inventory ─┘
+//! ```
+//!
+//! Start with [`plan`](plan::Plan), the value that everything else makes or carries out.
+//!
+//! - [`spec`]: what the user asked for
+//! - [`inventory`]: what is there
+//! - [`model`]: what a model file says about itself
+//! - [`memory`]: how much an instance takes
+//! - [`placement`]: which instance goes where, and the independent checker
+//! - [`plan`], [`report`]: the answer and the reasons for it
+//! - [`reconcile`]: from plan and inventory to the next actions
+//! - [`ledger`]: planned, reported and observed bytes side by side
+//! - [`units`], [`digest`]: bytes as a type, names for values
+
+pub mod digest;
+pub mod inventory;
+pub mod ledger;
+pub mod memory;
+pub mod model;
+pub mod placement;
+pub mod plan;
+pub mod reconcile;
+pub mod report;
+pub mod spec;
+pub mod units;
+
+pub use digest::Digest;
+pub use inventory::Inventory;
+pub use plan::Plan;
+pub use spec::Spec;
+pub use units::Bytes;

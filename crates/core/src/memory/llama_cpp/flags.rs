@@ -1,0 +1,289 @@
+//! llama-server's command line, as far as memory depends on it.
+//!
+//! The table of all flags is data (`data/llama-server-b10434.flags`), so that a misspelt one is
+//! found before the engine refuses it, and so that words are split into flags and values rightly.
+
+use std::sync::LazyLock;
+
+use crate::model::GgmlType;
+
+/// One flag of llama-server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Flag {
+    /// Every spelling with its dashes; the first is the shortest.
+    pub spellings: Vec<&'static str>,
+    values: Values,
+}
+
+/// How many words follow a flag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Values {
+    Exactly(usize),
+    AtMostOne,
+}
+
+/// Flags that the plan decides, or that would open what berth keeps closed.
+const SET_BY_BERTH: &[&str] = &[
+    "--model", "--model-url", "--docker-repo", "--hf-repo", "--hf-file", "--alias", "--host",
+    "--port", "--api-key", "--models-dir", "--models-preset", "--models-max", "--log-file",
+    "--log-disable", "--verbosity", "--verbose", "--log-colors", "--log-prefix",
+    "--log-timestamps", "--help", "--version", "--metrics", "--hf-token", "--reuse-port",
+];
+
+static TABLE: LazyLock<Vec<Flag>> = LazyLock::new(|| {
+    include_str!("../../../data/llama-server-b10434.flags")
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .filter_map(|line| line.split_once(' '))
+        .map(|(values, spellings)| Flag {
+            spellings: spellings.split(' ').collect(),
+            values: values.parse().map_or(Values::AtMostOne, Values::Exactly),
+        })
+        .collect()
+});
+
+impl Flag {
+    /// Whether the plan decides this flag, so that a spec can't.
+    pub fn set_by_berth(&self) -> bool {
+        self.spellings.iter().any(|spelling| SET_BY_BERTH.contains(spelling))
+    }
+}
+
+/// The flag with this spelling, dashes included.
+pub fn find(spelling: &str) -> Option<&'static Flag> {
+    TABLE.iter().find(|flag| flag.spellings.contains(&spelling))
+}
+
+/// The flag that a spec names without dashes, and its spelling with them.
+pub fn find_bare(name: &str) -> Option<(&'static Flag, &'static str)> {
+    TABLE.iter().find_map(|flag| {
+        let spelling = flag.spellings.iter().find(|s| s.trim_start_matches('-') == name)?;
+        Some((flag, *spelling))
+    })
+}
+
+/// Whether flash attention is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FlashAttention {
+    /// As the engine decides; on a CPU that is on.
+    Auto,
+    /// Forced on.
+    On,
+    /// Forced off.
+    Off,
+}
+
+/// How one embedding is made out of those of a prompt's tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pooling {
+    /// Their mean.
+    Mean,
+    /// That of one token: `cls`, `last` and `rank`.
+    OneToken,
+}
+
+/// The flags that decide memory. Defaults: `common/common.h` and `tools/server` of b10434.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LlamaFlags {
+    /// `--ctx-size` in tokens; 0 takes the model's own.
+    pub ctx_size: u64,
+    /// `--parallel`; `None` is auto: four slots that share one KV cache.
+    pub parallel: Option<u64>,
+    /// `--kv-unified` or its opposite, where given.
+    pub kv_unified: Option<bool>,
+    /// `--batch-size` in tokens.
+    pub batch_size: u64,
+    /// `--ubatch-size` in tokens.
+    pub ubatch_size: u64,
+    /// `--cache-type-k`.
+    pub cache_type_k: GgmlType,
+    /// `--cache-type-v`.
+    pub cache_type_v: GgmlType,
+    /// `--flash-attn`.
+    pub flash_attn: FlashAttention,
+    /// `--swa-full`.
+    pub swa_full: bool,
+    /// Not `--no-mmap`.
+    pub mmap: bool,
+    /// Not `--no-repack`.
+    pub repack: bool,
+    /// Not `--no-warmup`.
+    pub warmup: bool,
+    /// `--embedding` or `--reranking`.
+    pub embedding: bool,
+    /// `--pooling`, unless it is `none`.
+    pub pooling: Option<Pooling>,
+    /// `--backend-sampling`.
+    pub backend_sampling: bool,
+    /// `--cache-ram` in MiB; negative is without limit.
+    pub cache_ram_mib: i64,
+    /// `--ctx-checkpoints` a slot.
+    pub ctx_checkpoints: u64,
+    /// Words that change memory in ways that are not modelled.
+    pub unmodelled: Vec<String>,
+}
+
+impl Default for LlamaFlags {
+    fn default() -> Self {
+        Self {
+            ctx_size: 0,
+            parallel: None,
+            kv_unified: None,
+            batch_size: 2048,
+            ubatch_size: 512,
+            cache_type_k: GgmlType::F16,
+            cache_type_v: GgmlType::F16,
+            flash_attn: FlashAttention::Auto,
+            swa_full: false,
+            mmap: true,
+            repack: true,
+            warmup: true,
+            embedding: false,
+            pooling: None,
+            backend_sampling: false,
+            cache_ram_mib: 8192,
+            ctx_checkpoints: 32,
+            unmodelled: Vec::new(),
+        }
+    }
+}
+
+/// Why llama-server would refuse a command line.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FlagError {
+    /// A word that is no flag.
+    #[error("llama-server has no flag `{flag}`{}", near.map(|near| format!(": did you mean `{near}`?")).unwrap_or_default())]
+    Unknown {
+        /// The word.
+        flag: String,
+        /// The nearest flag that there is.
+        near: Option<&'static str>,
+    },
+    /// A flag at the end that needs a value.
+    #[error("`{0}` needs a value")]
+    MissingValue(String),
+    /// A value that the flag can't have.
+    #[error("`{flag} {value}`: {expected}")]
+    BadValue {
+        /// The flag.
+        flag: String,
+        /// The value.
+        value: String,
+        /// What it should have been.
+        expected: &'static str,
+    },
+}
+
+/// The nearest flag to a misspelt one.
+pub fn nearest(spelling: &str) -> Option<&'static str> {
+    let all = TABLE.iter().flat_map(|flag| flag.spellings.iter().copied());
+    let bare = spelling.trim_start_matches('-');
+    match bare.len() {
+        // Short names are all alike; only long ones are worth a guess.
+        0..=3 => None,
+        _ => crate::spec::error::nearest(spelling, all),
+    }
+}
+
+impl LlamaFlags {
+    /// Reads llama-server's words.
+    ///
+    /// # Errors
+    /// The first word that llama-server would refuse.
+    pub fn from_args<S: AsRef<str>>(args: &[S]) -> Result<Self, FlagError> {
+        let mut flags = Self::default();
+        let mut rest = args.iter().map(AsRef::as_ref).peekable();
+        while let Some(word) = rest.next() {
+            // llama.cpp takes `--ctx_size` for `--ctx-size`.
+            let dashed = word.replace('_', "-");
+            let word = if word.starts_with("--") { dashed.as_str() } else { word };
+            let flag = find(word).ok_or_else(|| FlagError::Unknown {
+                flag: word.to_owned(),
+                near: nearest(word),
+            })?;
+            let missing = || FlagError::MissingValue(word.to_owned());
+            let value = match flag.values {
+                Values::Exactly(0) => "",
+                Values::AtMostOne => rest.next_if(|next| !next.starts_with('-')).unwrap_or("on"),
+                Values::Exactly(n) => {
+                    for _ in 1..n {
+                        rest.next().ok_or_else(missing)?;
+                    }
+                    rest.next().ok_or_else(missing)?
+                }
+            };
+            flags.set(word, value)?;
+        }
+        Ok(flags)
+    }
+
+    fn set(&mut self, flag: &str, value: &str) -> Result<(), FlagError> {
+        let bad = |expected| FlagError::BadValue {
+            flag: flag.to_owned(),
+            value: value.to_owned(),
+            expected,
+        };
+        let count = || value.parse::<u32>().map(u64::from).map_err(|_| bad("expected a whole number"));
+        let signed = || value.parse::<i32>().map_err(|_| bad("expected a whole number"));
+        match flag {
+            "-c" | "--ctx-size" => self.ctx_size = count()?,
+            "-np" | "--parallel" => {
+                self.parallel = match signed()? {
+                    n if n >= 1 => Some(n.unsigned_abs().into()),
+                    n if n < 0 => None,
+                    _ => return Err(bad("expected at least 1, or -1 for auto")),
+                }
+            }
+            "-kvu" | "--kv-unified" => self.kv_unified = Some(true),
+            "-no-kvu" | "--no-kv-unified" => self.kv_unified = Some(false),
+            "-b" | "--batch-size" => self.batch_size = count()?.max(1),
+            "-ub" | "--ubatch-size" => self.ubatch_size = count()?,
+            "-ctk" | "--cache-type-k" => self.cache_type_k = cache_type(value).ok_or_else(|| bad(CACHE_TYPES))?,
+            "-ctv" | "--cache-type-v" => self.cache_type_v = cache_type(value).ok_or_else(|| bad(CACHE_TYPES))?,
+            "-fa" | "--flash-attn" => {
+                self.flash_attn = match value {
+                    "on" | "enabled" | "true" | "1" => FlashAttention::On,
+                    "off" | "disabled" | "false" | "0" => FlashAttention::Off,
+                    "auto" | "-1" => FlashAttention::Auto,
+                    _ => return Err(bad("expected on, off or auto")),
+                }
+            }
+            "--swa-full" => self.swa_full = true,
+            "--mmap" => self.mmap = true,
+            "--no-mmap" => self.mmap = false,
+            "--repack" => self.repack = true,
+            "-nr" | "--no-repack" => self.repack = false,
+            "--warmup" => self.warmup = true,
+            "--no-warmup" => self.warmup = false,
+            "--embedding" | "--embeddings" => self.embedding = true,
+            "--rerank" | "--reranking" => {
+                self.embedding = true;
+                self.pooling = Some(Pooling::OneToken);
+            }
+            "--pooling" => {
+                self.pooling = match value {
+                    "none" => None,
+                    "mean" => Some(Pooling::Mean),
+                    "cls" | "last" | "rank" => Some(Pooling::OneToken),
+                    _ => return Err(bad("expected none, mean, cls, last or rank")),
+                }
+            }
+            "-bs" | "--backend-sampling" => self.backend_sampling = true,
+            "-cram" | "--cache-ram" => self.cache_ram_mib = signed()?.into(),
+            "-ctxcp" | "--ctx-checkpoints" | "--swa-checkpoints" => self.ctx_checkpoints = count()?,
+            "--mmproj" | "-mm" | "-mmu" | "--mmproj-url" | "-hfd" | "-hfrd" | "--hf-repo-draft"
+            | "--spec-draft-hf" | "--spec-type" | "--control-vector-scaled" | "-md" | "--model-draft" | "--spec-draft-model" | "--lora" | "--lora-scaled"
+            | "--control-vector" | "-hfv" | "--model-vocoder" => self.unmodelled.push(flag.to_owned()),
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+const CACHE_TYPES: &str =
+    "expected one of f32, f16, bf16, q8_0, q4_0, q4_1, iq4_nl, q5_0, q5_1";
+
+fn cache_type(name: &str) -> Option<GgmlType> {
+    let known = ["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"];
+    GgmlType::from_name(name).filter(|ty| known.contains(&ty.name()))
+}

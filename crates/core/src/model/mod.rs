@@ -1,0 +1,13 @@
+//! What a model file says about itself, before anything loads it.
+//!
+//! - [`ggml_type`]: the element types of GGML and how many bytes a row of each takes
+//! - [`gguf`]: the header of a GGUF file, read defensively
+//! - [`facts`]: the architecture behind a header, as the memory model needs it
+
+pub mod facts;
+pub mod ggml_type;
+pub mod gguf;
+
+pub use facts::{FactsError, ModelFacts};
+pub use ggml_type::GgmlType;
+pub use gguf::{Gguf, GgufError, TensorInfo};

@@ -1,0 +1,47 @@
+//! The words that an engine is started with, less the port, which the placement decides.
+
+use crate::memory::llama_cpp::flags::{find, find_bare};
+use crate::spec::{EngineKind, ModelSpec, flags};
+
+/// Memory that llama-server takes only as requests come, and without a bound worth the name: past
+/// prompts in up to 8 GiB, and up to 32 states of the sliding layers for each slot. A plan counts
+/// what these flags allow, so they are small unless the spec asks for more.
+const BOUNDED: &[(&str, &str)] = &[("--cache-ram", "0"), ("--ctx-checkpoints", "4")];
+
+/// The model's own flags as words, and after them what berth pins so that the budget holds.
+pub(super) fn memory_args(model: &ModelSpec) -> Vec<String> {
+    match model.engine {
+        EngineKind::LlamaServer => llama_server_args(model),
+    }
+}
+
+fn llama_server_args(model: &ModelSpec) -> Vec<String> {
+    let dashes = |name: &str| match find_bare(name) {
+        Some((_, spelling)) if !spelling.starts_with("--") => "-",
+        _ => "--",
+    };
+    let mut args = flags::to_args(&model.flags, dashes);
+    for (flag, value) in BOUNDED {
+        let is_given = |word: &String| find(word).is_some_and(|found| found.spellings.contains(flag));
+        if !args.iter().any(is_given) {
+            args.extend([*flag, *value].map(str::to_owned));
+        }
+    }
+    args
+}
+
+/// All arguments of an instance.
+pub(super) fn args(model: &ModelSpec, path: &str, port: u16) -> Vec<String> {
+    match model.engine {
+        EngineKind::LlamaServer => {
+            let port = port.to_string();
+            let own = ["--model", path, "--alias", &model.name, "--host", "127.0.0.1", "--port", &port];
+            // Verbosity 4 makes it log every buffer, which the ledger reads.
+            let seen = ["--metrics", "--log-verbosity", "4"];
+            // Pages in a browser may not talk to the engine behind the gateway's back.
+            let closed = ["--no-webui", "--cors-origins", "http://127.0.0.1"];
+            let own = own.into_iter().chain(seen).chain(closed).map(str::to_owned);
+            own.chain(memory_args(model)).chain(model.extra_args.iter().cloned()).collect()
+        }
+    }
+}

@@ -1,0 +1,334 @@
+//! From spec, inventory and model facts to a plan and the reasons for it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::greedy::{self, Assignment, Item};
+use super::{launch, relax};
+use crate::inventory::{Device, DeviceId, DeviceKind, InstanceId, Inventory};
+use crate::memory::{Fit, fit};
+use crate::model::ModelFacts;
+use crate::plan::{DeviceShare, Plan, PlannedDevice, PlannedInstance};
+use crate::report::{ModelReport, PlanReport, PlanVerdict};
+use crate::spec::{EngineKind, ModelSpec, Spec};
+use crate::units::Bytes;
+
+/// A model's file, found and read.
+#[derive(Clone, Debug)]
+pub struct LocatedModel {
+    /// The absolute path that the engine is given.
+    pub path: String,
+    /// What its header says.
+    pub facts: ModelFacts,
+}
+
+/// A plan and the report that goes with it. Only a plan whose report says `fits` may be applied.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Planned {
+    /// What shall run where; without the instances that fit nowhere.
+    pub plan: Plan,
+    /// For each decision what was tried, what was rejected, and by how many bytes.
+    pub report: PlanReport,
+}
+
+/// Why there is nothing to plan with.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    /// A model's facts were not given.
+    #[error("nothing is known about the model `{0}`")]
+    NoFacts(String),
+    /// There is no free port for an instance.
+    #[error("no free port from {0} upwards: set first_port in [cluster] to another range")]
+    NoPort(u16),
+}
+
+/// Ports that may be tried from the spec's first one upwards.
+const PORT_RANGE: u16 = 1_000;
+
+/// One bin of the placement: a device of a node with what models may take there.
+struct Bin<'a> {
+    node: &'a str,
+    device: &'a Device,
+    budget: Bytes,
+}
+
+/// Plans `spec` on `inventory`. `binaries` are the engines' programs as they will be started,
+/// `current` is the plan in force.
+///
+/// # Errors
+/// Only where the arguments don't belong together; what does not fit is in the report.
+pub fn plan(
+    spec: &Spec,
+    inventory: &Inventory,
+    binaries: &BTreeMap<EngineKind, String>,
+    models: &BTreeMap<String, LocatedModel>,
+    current: Option<&Plan>,
+) -> Result<Planned, PlanError> {
+    let bins = bins(spec, inventory);
+    let mut fits = BTreeMap::new();
+    for model in &spec.models {
+        let located =
+            models.get(&model.name).ok_or_else(|| PlanError::NoFacts(model.name.clone()))?;
+        fits.insert(model.name.as_str(), fit::fit(&located.facts, &launch::memory_args(model)));
+    }
+    let items = items(spec, &fits, &bins, current);
+    let free: Vec<Bytes> = bins.iter().map(|bin| bin.budget).collect();
+    let assignment = greedy::place(&items, &free);
+
+    let instances = instances(spec, inventory, binaries, models, &fits, &bins, &assignment, current)?;
+    let devices = planned_devices(&bins, &instances);
+    let reports = spec.models.iter().map(|model| {
+        let located = &models[&model.name];
+        report(model, located, &fits[model.name.as_str()], &bins, &devices, &assignment)
+    });
+    let reports: Vec<ModelReport> = reports.collect();
+    let fits = reports.iter().all(ModelReport::is_complete);
+    let verdict = if fits { PlanVerdict::Fits } else { PlanVerdict::Impossible };
+    let parent = current.map(Plan::digest);
+    let plan = Plan { parent, gateway: spec.gateway.clone(), instances, devices };
+    let report = PlanReport {
+        verdict,
+        plan_digest: plan.digest(),
+        devices: plan.devices.clone(),
+        models: reports,
+        notes: inventory.notes.clone(),
+    };
+    Ok(Planned { plan, report })
+}
+
+fn bins<'a>(spec: &Spec, inventory: &'a Inventory) -> Vec<Bin<'a>> {
+    let devices = inventory
+        .nodes
+        .iter()
+        .flat_map(|node| node.devices.iter().map(move |device| (node.name.as_str(), device)));
+    devices
+        .map(|(node, device)| Bin { node, device, budget: budget(spec, device) })
+        .collect()
+}
+
+/// What models may take on a device together.
+fn budget(spec: &Spec, device: &Device) -> Bytes {
+    let free = device.total - device.used_by_others;
+    let limit = match device.kind {
+        DeviceKind::Host => spec.cluster.host_budget.map_or(free, |budget| budget.min(free)),
+        DeviceKind::Gpu { .. } => free,
+    };
+    let headroom = spec.cluster.headroom.unwrap_or(Bytes(limit.0 / 100 * 3));
+    limit - headroom
+}
+
+/// The bins that a model may use: those it is pinned to; else GPUs, and the host only where there
+/// are none.
+fn allowed(model: &ModelSpec, bins: &[Bin<'_>]) -> Vec<usize> {
+    let has_gpu = bins.iter().any(|bin| matches!(bin.device.kind, DeviceKind::Gpu { .. }));
+    let may_use = |bin: &Bin<'_>| match model.devices.as_slice() {
+        [] => has_gpu == matches!(bin.device.kind, DeviceKind::Gpu { .. }),
+        selectors => selectors.iter().any(|selector| bin.device.is(selector)),
+    };
+    (0..bins.len()).filter(|bin| may_use(&bins[*bin])).collect()
+}
+
+fn items(
+    spec: &Spec,
+    fits: &BTreeMap<&str, Fit>,
+    bins: &[Bin<'_>],
+    current: Option<&Plan>,
+) -> Vec<Item> {
+    let mut items = Vec::new();
+    for model in &spec.models {
+        let fit = &fits[model.name.as_str()];
+        if !fit.verdict.is_ready() {
+            continue;
+        }
+        let allowed: Vec<usize> =
+            allowed(model, bins).into_iter().filter(|bin| is_modelled(bins[*bin].device)).collect();
+        for replica in 0..model.replicas.min {
+            let id = InstanceId::new(&model.name, replica);
+            let running = current.and_then(|plan| plan.instance(&id));
+            let current = running.and_then(|instance| {
+                bins.iter().position(|bin| bin.node == instance.node && instance.uses(&bin.device.id))
+            });
+            items.push(Item { id, bytes: fit.footprint.total(), allowed: allowed.clone(), current });
+        }
+    }
+    items
+}
+
+/// llama.cpp's memory on a GPU is not modelled yet, and what is not modelled is not promised.
+fn is_modelled(device: &Device) -> bool {
+    matches!(device.kind, DeviceKind::Host)
+}
+
+#[expect(clippy::too_many_arguments, reason = "everything that a plan is made of meets here")]
+fn instances(
+    spec: &Spec,
+    inventory: &Inventory,
+    binaries: &BTreeMap<EngineKind, String>,
+    models: &BTreeMap<String, LocatedModel>,
+    fits: &BTreeMap<&str, Fit>,
+    bins: &[Bin<'_>],
+    assignment: &Assignment,
+    current: Option<&Plan>,
+) -> Result<Vec<PlannedInstance>, PlanError> {
+    let mut ports = Ports::new(spec, inventory, current);
+    let mut instances = Vec::new();
+    for model in &spec.models {
+        for replica in 0..model.replicas.min {
+            let id = InstanceId::new(&model.name, replica);
+            let Some(bin) = assignment.get(&id).map(|bin| &bins[*bin]) else { continue };
+            let port = ports.take(&id)?;
+            let footprint = fits[model.name.as_str()].footprint.clone();
+            instances.push(PlannedInstance {
+                id,
+                model: model.name.clone(),
+                engine: model.engine,
+                binary: binaries.get(&model.engine).unwrap_or(&spec.binaries[&model.engine]).clone(),
+                args: launch::args(model, &models[&model.name].path, port),
+                port,
+                node: bin.node.to_owned(),
+                shares: vec![DeviceShare { device: bin.device.id.clone(), footprint }],
+            });
+        }
+    }
+    // The largest starts first: while it loads there is the most room.
+    let size = |instance: &PlannedInstance| -> Bytes {
+        instance.shares.iter().map(|share| share.footprint.total()).sum()
+    };
+    instances.sort_by(|a, b| size(b).cmp(&size(a)).then_with(|| a.id.cmp(&b.id)));
+    Ok(instances)
+}
+
+/// Ports for instances: those that run keep theirs, the others get the lowest that is free.
+struct Ports<'a> {
+    first: u16,
+    current: Option<&'a Plan>,
+    taken: BTreeSet<u16>,
+}
+
+impl<'a> Ports<'a> {
+    fn new(spec: &Spec, inventory: &Inventory, current: Option<&'a Plan>) -> Self {
+        let foreign = inventory.nodes.iter().flat_map(|node| node.ports_taken.iter().copied());
+        let running = current.into_iter().flat_map(|plan| plan.instances.iter().map(|i| i.port));
+        let own = [spec.gateway.listen.port()];
+        let taken = foreign.chain(running).chain(own).collect();
+        Self { first: spec.cluster.first_port, current, taken }
+    }
+
+    fn take(&mut self, id: &InstanceId) -> Result<u16, PlanError> {
+        let range = self.first..self.first.saturating_add(PORT_RANGE);
+        let running = self.current.and_then(|plan| plan.instance(id)).map(|instance| instance.port);
+        let port = match running.filter(|port| range.contains(port)) {
+            Some(port) => port,
+            None => range
+                .clone()
+                .find(|port| !self.taken.contains(port))
+                .ok_or(PlanError::NoPort(self.first))?,
+        };
+        self.taken.insert(port);
+        Ok(port)
+    }
+}
+
+fn planned_devices(bins: &[Bin<'_>], instances: &[PlannedInstance]) -> Vec<PlannedDevice> {
+    let planned = |bin: &Bin<'_>| -> Bytes {
+        let on_node = instances.iter().filter(|instance| instance.node == bin.node);
+        on_node
+            .flat_map(|instance| &instance.shares)
+            .filter(|share| share.device == bin.device.id)
+            .map(|share| share.footprint.total())
+            .sum()
+    };
+    bins.iter()
+        .map(|bin| PlannedDevice {
+            node: bin.node.to_owned(),
+            device: bin.device.id.clone(),
+            total: bin.device.total,
+            budget: bin.budget,
+            planned: planned(bin),
+        })
+        .collect()
+}
+
+fn report(
+    model: &ModelSpec,
+    located: &LocatedModel,
+    fit: &Fit,
+    bins: &[Bin<'_>],
+    devices: &[PlannedDevice],
+    assignment: &Assignment,
+) -> ModelReport {
+    let ids = (0..model.replicas.min).map(|replica| InstanceId::new(&model.name, replica));
+    let placed: Vec<DeviceId> = ids
+        .filter_map(|id| assignment.get(&id))
+        .map(|bin| bins[*bin].device.id.clone())
+        .collect();
+    let mut report = ModelReport {
+        model: model.name.clone(),
+        verdict: fit.verdict,
+        footprint: fit.footprint.clone(),
+        wanted: model.replicas.min,
+        placed,
+        reasons: Vec::new(),
+        changes: Vec::new(),
+    };
+    if report.is_complete() {
+        return report;
+    }
+    explain(&mut report, model, located, fit, bins, devices);
+    report
+}
+
+/// Says in bytes why a model is not where it should be, and what would change that.
+fn explain(
+    report: &mut ModelReport,
+    model: &ModelSpec,
+    located: &LocatedModel,
+    fit: &Fit,
+    bins: &[Bin<'_>],
+    devices: &[PlannedDevice],
+) {
+    if !fit.verdict.is_ready() {
+        report.reasons.extend(fit.message.clone());
+        return;
+    }
+    let allowed = allowed(model, bins);
+    if allowed.is_empty() {
+        let wanted: Vec<_> = model.devices.iter().map(ToString::to_string).collect();
+        let there: Vec<_> = bins.iter().map(|bin| bin.device.id.to_string()).collect();
+        report.reasons.push(format!("no device is {}; there are: {}", wanted.join(" or "), there.join(", ")));
+        return;
+    }
+    let need = report.footprint.total();
+    let mut best = Bytes::ZERO;
+    for (bin, device) in allowed.iter().map(|bin| (&bins[*bin], &devices[*bin])) {
+        if !is_modelled(bin.device) {
+            report.reasons.push(format!("{}: {}", bin.device.id, GPU_NOT_MODELLED));
+            continue;
+        }
+        best = best.max(device.headroom());
+        report.reasons.push(reason(need, bin, device));
+    }
+    if allowed.iter().any(|bin| is_modelled(bins[*bin].device)) {
+        report.changes = relax::changes(model, &located.facts, need, best);
+    } else {
+        report.changes.push(format!("pin {} to the host's memory: devices = [\"host\"]", model.name));
+    }
+}
+
+const GPU_NOT_MODELLED: &str = "llama_server's memory on a GPU is not modelled in this version";
+
+fn reason(need: Bytes, bin: &Bin<'_>, device: &PlannedDevice) -> String {
+    let free = device.headroom();
+    let mut text = format!(
+        "{}: an instance needs {need}, and {free} of {} are left: {} short",
+        device.device,
+        device.budget,
+        need - free
+    );
+    if bin.device.used_by_others > Bytes::ZERO && device.budget + need < device.total {
+        text.push_str(&format!(
+            " (the device has {}, others use {})",
+            device.total, bin.device.used_by_others
+        ));
+    }
+    text
+}

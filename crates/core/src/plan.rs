@@ -1,0 +1,108 @@
+//! A plan is a complete value: apply has no choice left to make.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Digest;
+use crate::inventory::{DeviceId, InstanceId};
+use crate::memory::Footprint;
+use crate::spec::{EngineKind, GatewaySpec};
+use crate::units::Bytes;
+
+/// What shall run where. Immutable; its [`Plan::digest`] names it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// The digest of the plan that was in force when this one was made: a plan whose parent is no
+    /// longer in force is stale, and refused.
+    pub parent: Option<Digest>,
+    /// The address that clients use.
+    pub gateway: GatewaySpec,
+    /// The instances in the order in which they start.
+    pub instances: Vec<PlannedInstance>,
+    /// The devices with what the plan puts on them.
+    pub devices: Vec<PlannedDevice>,
+}
+
+/// One engine process, to the last flag.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PlannedInstance {
+    /// Its id.
+    pub id: InstanceId,
+    /// The model that it serves, by the name that clients ask for.
+    pub model: String,
+    /// The engine.
+    pub engine: EngineKind,
+    /// The engine's program.
+    pub binary: String,
+    /// All its arguments.
+    pub args: Vec<String>,
+    /// The loopback port that it listens on.
+    pub port: u16,
+    /// The node that it runs on.
+    pub node: String,
+    /// What it takes on each device that it uses.
+    pub shares: Vec<DeviceShare>,
+}
+
+/// What an instance takes on one device.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct DeviceShare {
+    /// The device.
+    pub device: DeviceId,
+    /// The bytes by term.
+    pub footprint: Footprint,
+}
+
+/// One device and what is planned on it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct PlannedDevice {
+    /// The node.
+    pub node: String,
+    /// The device.
+    pub device: DeviceId,
+    /// All its memory.
+    pub total: Bytes,
+    /// What models may take together: the spec's budget or what nobody else uses, less what stays
+    /// free.
+    pub budget: Bytes,
+    /// What the plan takes.
+    pub planned: Bytes,
+}
+
+impl PlannedDevice {
+    /// What is left of the budget.
+    pub fn headroom(&self) -> Bytes {
+        self.budget - self.planned
+    }
+}
+
+impl PlannedInstance {
+    /// The digest of what the process is started with: an instance whose digest changes restarts.
+    pub fn config(&self) -> Digest {
+        let devices: Vec<_> = self.shares.iter().map(|share| &share.device).collect();
+        Digest::of(&(&self.id, self.engine, &self.binary, &self.args, &self.node, devices))
+    }
+
+    /// Whether it uses this device of its node.
+    pub fn uses(&self, device: &DeviceId) -> bool {
+        self.shares.iter().any(|share| share.device == *device)
+    }
+}
+
+impl Plan {
+    /// The plan's name: a digest of what shall run, and not of how it came to be nor of what was
+    /// free at that moment.
+    pub fn digest(&self) -> Digest {
+        Digest::of(&(&self.gateway, &self.instances))
+    }
+
+    /// The plan under which nothing runs, after `parent`.
+    pub fn nothing(gateway: GatewaySpec, parent: Option<Digest>) -> Self {
+        Self { parent, gateway, instances: Vec::new(), devices: Vec::new() }
+    }
+
+    /// The instance with this id.
+    pub fn instance(&self, id: &InstanceId) -> Option<&PlannedInstance> {
+        self.instances.iter().find(|instance| instance.id == *id)
+    }
+}

@@ -1,0 +1,197 @@
+//! From what shall run and what runs to the next actions: pure, level-triggered, one step at a time.
+//!
+//! Nothing here remembers what it did before: the answer depends on the plan, the processes that
+//! were seen, the record of each instance and the time, so it may be asked again after any crash.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Digest;
+use crate::inventory::{DeviceId, InstanceId, RunningInstance};
+use crate::plan::{Plan, PlannedInstance};
+
+/// Failures after which an instance is left alone.
+const MAX_FAILURES: u32 = 5;
+/// Failures further apart than this are not counted together.
+const FAILURE_WINDOW_MS: u64 = 10 * 60 * 1000;
+/// The wait after the first failure; it doubles with each further one.
+const FIRST_BACKOFF_MS: u64 = 1000;
+
+/// What is known about an instance beyond its process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// The configuration that this is about; a record of another one counts for nothing.
+    pub config: Digest,
+    /// Where the instance is in its life.
+    pub phase: Phase,
+    /// When it came there, in milliseconds since 1970.
+    pub since_ms: u64,
+    /// Failures in a row.
+    pub failures: u32,
+    /// When it last failed.
+    pub failed_at_ms: Option<u64>,
+    /// Whether its engine has ever been ready.
+    pub was_ready: bool,
+}
+
+/// Where an instance is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Its engine was started and is not ready yet.
+    Starting,
+    /// Its engine has been ready.
+    Ready,
+    /// Its engine failed and will be started again.
+    Backoff {
+        /// Not before this time.
+        until_ms: u64,
+    },
+    /// Its engine failed for good; it is left alone until the next apply.
+    Failed,
+}
+
+impl Record {
+    /// The record of an instance whose engine is started now.
+    pub fn starting(config: Digest, before: Option<&Self>, now_ms: u64) -> Self {
+        let before = before.filter(|before| before.config == config);
+        Self {
+            failures: before.map_or(0, |before| before.failures),
+            failed_at_ms: before.and_then(|before| before.failed_at_ms),
+            was_ready: before.is_some_and(|before| before.was_ready),
+            config,
+            phase: Phase::Starting,
+            since_ms: now_ms,
+        }
+    }
+
+    /// The record once the engine is ready.
+    pub fn ready(&self, now_ms: u64) -> Self {
+        Self { phase: Phase::Ready, since_ms: now_ms, was_ready: true, ..self.clone() }
+    }
+
+    /// The record after the engine has failed. A failure that must come again is final at once;
+    /// others after [`MAX_FAILURES`] in a row.
+    pub fn failed(&self, is_permanent: bool, now_ms: u64) -> Self {
+        let in_a_row =
+            self.failed_at_ms.is_some_and(|at| now_ms.saturating_sub(at) <= FAILURE_WINDOW_MS);
+        let failures = if in_a_row { self.failures + 1 } else { 1 };
+        let phase = if is_permanent || failures > MAX_FAILURES {
+            Phase::Failed
+        } else {
+            Phase::Backoff { until_ms: now_ms + (FIRST_BACKOFF_MS << (failures - 1)) }
+        };
+        Self { phase, since_ms: now_ms, failures, failed_at_ms: Some(now_ms), ..self.clone() }
+    }
+}
+
+/// The next thing to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// End the processes of an instance that the plan doesn't have, or has otherwise.
+    Stop(RunningInstance),
+    /// Start an instance of the plan.
+    Start(InstanceId),
+}
+
+/// What to do now. Stops come first and all at once; an instance starts only when nothing is
+/// stopping or starting on any of its devices, in the plan's order.
+pub fn next_actions(
+    plan: &Plan,
+    running: &[RunningInstance],
+    records: &BTreeMap<InstanceId, Record>,
+    now_ms: u64,
+) -> Vec<Action> {
+    let is_wanted = |running: &&RunningInstance| {
+        plan.instance(&running.id).is_some_and(|planned| planned.config() == running.config)
+    };
+    let (wanted, unwanted): (Vec<_>, Vec<_>) = running.iter().partition(is_wanted);
+    let mut actions: Vec<Action> = unwanted.iter().map(|r| Action::Stop((*r).clone())).collect();
+    if !unwanted.is_empty() {
+        // Where the ones that go were is not in this plan: wait until their memory is free.
+        return actions;
+    }
+    let is_running = |id: &InstanceId| wanted.iter().any(|running| running.id == *id);
+    let mut busy: BTreeSet<(&str, &DeviceId)> = BTreeSet::new();
+    for instance in plan.instances.iter().filter(|instance| is_running(&instance.id)) {
+        if records.get(&instance.id).is_none_or(|record| record.phase != Phase::Ready) {
+            busy.extend(devices(instance));
+        }
+    }
+    for instance in plan.instances.iter().filter(|instance| !is_running(&instance.id)) {
+        if may_start(instance, records, now_ms) && devices(instance).all(|d| !busy.contains(&d)) {
+            busy.extend(devices(instance));
+            actions.push(Action::Start(instance.id.clone()));
+        }
+    }
+    actions
+}
+
+fn devices(instance: &PlannedInstance) -> impl Iterator<Item = (&str, &DeviceId)> {
+    instance.shares.iter().map(|share| (instance.node.as_str(), &share.device))
+}
+
+fn may_start(
+    instance: &PlannedInstance,
+    records: &BTreeMap<InstanceId, Record>,
+    now_ms: u64,
+) -> bool {
+    let record = records.get(&instance.id).filter(|record| record.config == instance.config());
+    match record.map(|record| record.phase) {
+        Some(Phase::Failed) => false,
+        Some(Phase::Backoff { until_ms }) => now_ms >= until_ms,
+        // A record of a running engine whose process is gone: the loop notes the failure first.
+        Some(Phase::Starting | Phase::Ready) => false,
+        None => true,
+    }
+}
+
+/// Whether there is nothing left to do or to wait for: every instance is ready or has failed for
+/// good, and nothing runs that the plan doesn't have.
+pub fn is_settled(
+    plan: &Plan,
+    running: &[RunningInstance],
+    records: &BTreeMap<InstanceId, Record>,
+) -> bool {
+    let is_done = |instance: &PlannedInstance| {
+        let config = instance.config();
+        let runs = running.iter().any(|r| r.id == instance.id && r.config == config);
+        let record = records.get(&instance.id).filter(|record| record.config == config);
+        match record.map(|record| record.phase) {
+            Some(Phase::Ready) => runs,
+            Some(Phase::Failed) => !runs,
+            _ => false,
+        }
+    };
+    let planned = |r: &RunningInstance| plan.instance(&r.id).is_some_and(|p| p.config() == r.config);
+    plan.instances.iter().all(is_done) && running.iter().all(planned)
+}
+
+/// The plan with instances that go back to an earlier configuration: where one could not start as
+/// planned, the one before it runs on. A change that would not fit is left out.
+pub fn with_rollbacks(plan: &Plan, rollbacks: &BTreeMap<InstanceId, PlannedInstance>) -> Plan {
+    let mut effective = plan.clone();
+    for instance in &mut effective.instances {
+        if let Some(earlier) = rollbacks.get(&instance.id) {
+            *instance = earlier.clone();
+        }
+    }
+    effective
+}
+
+/// Whether `plan` keeps within the budget of every device of `devices`.
+pub fn keeps_budgets(plan: &Plan) -> bool {
+    plan.devices.iter().all(|device| {
+        let shares = plan
+            .instances
+            .iter()
+            .filter(|instance| instance.node == device.node)
+            .flat_map(|instance| &instance.shares)
+            .filter(|share| share.device == device.device);
+        shares.map(|share| share.footprint.total()).sum::<crate::units::Bytes>() <= device.budget
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,50 @@
+//! Whether an engine is ready, asked at its own health endpoint.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Empty;
+use hyper::{Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+
+/// An engine that doesn't answer for this long is not well.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What an engine's health endpoint says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// It serves.
+    Ready,
+    /// It answers, but doesn't serve yet.
+    Loading,
+    /// Nothing listens there yet.
+    Unreachable,
+    /// Something listens and doesn't answer in time, or answers nonsense.
+    Silent,
+}
+
+/// Asks `GET /health` on a loopback port: 200 is ready, 503 is loading (llama-server b10434, vLLM).
+pub async fn ask(port: u16) -> Health {
+    let Ok(Ok(stream)) = tokio::time::timeout(TIMEOUT, TcpStream::connect(("127.0.0.1", port))).await
+    else {
+        return Health::Unreachable;
+    };
+    match tokio::time::timeout(TIMEOUT, get_health(stream)).await {
+        Ok(Ok(StatusCode::OK)) => Health::Ready,
+        Ok(Ok(StatusCode::SERVICE_UNAVAILABLE)) => Health::Loading,
+        Ok(_) | Err(_) => Health::Silent,
+    }
+}
+
+async fn get_health(stream: TcpStream) -> hyper::Result<StatusCode> {
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let request = Request::get("/health")
+        .header("host", "localhost")
+        .body(Empty::<Bytes>::new())
+        .expect("a constant request is valid");
+    // Moved in, so that the connection ends once there is an answer.
+    let answer = async move { sender.send_request(request).await.map(|response| response.status()) };
+    let (status, _closed) = tokio::join!(answer, connection);
+    status
+}

@@ -1,0 +1,18 @@
+//! The engines that berth runs: what they need, what they say, and why they fail.
+//!
+//! - [`source`]: a model's file, found on disk or fetched from a hub, and its header read
+//! - [`binary`]: an engine's program, found
+//! - [`health`]: whether an engine is ready, asked at its own endpoint
+//! - [`llama_server`]: llama.cpp's server: its log and its ways to fail
+//! - [`diagnosis`]: a failed start in words
+//!
+//! The words that an engine is started with are part of the plan, and so of `berth-core`.
+
+pub mod binary;
+pub mod diagnosis;
+pub mod health;
+pub mod llama_server;
+pub mod source;
+
+pub use diagnosis::{Cause, Diagnosis, ExitKind};
+pub use health::Health;

@@ -1,0 +1,56 @@
+//! The model's name out of a body, without building a document.
+
+use std::borrow::Cow;
+
+use serde::Deserialize;
+
+use crate::GatewayError;
+
+/// The one field that routing needs. serde_json checks and skips the rest of the body without
+/// keeping it.
+#[derive(Deserialize)]
+struct Routed<'a> {
+    #[serde(borrow, default)]
+    model: Option<Cow<'a, str>>,
+}
+
+/// The value of `model` at the top of a JSON object.
+pub(crate) fn model(body: &[u8]) -> Result<Cow<'_, str>, GatewayError> {
+    let routed: Routed<'_> =
+        serde_json::from_slice(body).map_err(|error| GatewayError::BadJson(error.to_string()))?;
+    routed.model.filter(|model| !model.is_empty()).ok_or(GatewayError::NoModel)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_the_model_wherever_it_stands() {
+        for (body, expected) in [
+            (r#"{"model":"tiny"}"#, Ok("tiny")),
+            (r#"{"messages":[{"model":"no"}],"x":{"model":1},"model":"tiny"}"#, Ok("tiny")),
+            (r#"{"model":"t\u0069ny"}"#, Ok("tiny")),
+            (r#"{"mo\u0064el":"tiny"}"#, Ok("tiny")),
+            (r#"{"model":""}"#, Err("model_missing")),
+            (r#"{"messages":[]}"#, Err("model_missing")),
+            (r#"{"model":null}"#, Err("model_missing")),
+            (r#"{"model":7}"#, Err("invalid_json")),
+            (r#"{"model":"a","model":"b"}"#, Err("invalid_json")),
+            (r#"{"model":"tiny""#, Err("invalid_json")),
+            (r#"{"model":"tiny"} x"#, Err("invalid_json")),
+            (r#"["model"]"#, Err("invalid_json")),
+            ("", Err("invalid_json")),
+        ] {
+            let found = model(body.as_bytes());
+            let found = found.as_deref().map_err(GatewayError::code);
+            assert_eq!(found, expected, "{body}");
+        }
+    }
+
+    #[test]
+    fn deep_nesting_is_an_error_and_no_overflow() {
+        let body = format!(r#"{{"x":{}"#, "[".repeat(1_000_000));
+        assert_eq!(model(body.as_bytes()).map_err(|e| e.code()).err(), Some("invalid_json"));
+    }
+}

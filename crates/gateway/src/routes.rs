@@ -1,0 +1,113 @@
+//! Which instances serve a model now.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// All models by the name that clients ask for. A value: it is replaced as a whole.
+#[derive(Clone, Debug, Default)]
+pub struct Routes {
+    models: BTreeMap<String, Vec<Arc<Upstream>>>,
+}
+
+/// One instance.
+#[derive(Debug)]
+pub struct Upstream {
+    /// Its id, for logs and metrics.
+    pub id: String,
+    /// Where its engine listens.
+    pub address: SocketAddr,
+    /// What it is doing.
+    pub state: UpstreamState,
+    in_flight: Arc<AtomicU64>,
+}
+
+/// What an instance is doing, as far as routing cares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UpstreamState {
+    /// It takes requests.
+    Ready,
+    /// It will take requests soon.
+    Starting,
+    /// It takes no more.
+    Draining,
+    /// It failed.
+    Failed,
+}
+
+impl Routes {
+    /// Routes to these instances: model, id, address and state of each. Counts of requests in
+    /// flight go on from `before`.
+    pub fn new(
+        instances: impl IntoIterator<Item = (String, String, SocketAddr, UpstreamState)>,
+        before: &Self,
+    ) -> Self {
+        let mut models: BTreeMap<String, Vec<Arc<Upstream>>> = BTreeMap::new();
+        for (model, id, address, state) in instances {
+            let in_flight = before.counter(&id);
+            let upstream = Arc::new(Upstream { id, address, state, in_flight });
+            models.entry(model).or_default().push(upstream);
+        }
+        Self { models }
+    }
+
+    fn counter(&self, id: &str) -> Arc<AtomicU64> {
+        let known = self.upstreams().find(|upstream| upstream.id == id);
+        known.map(|upstream| Arc::clone(&upstream.in_flight)).unwrap_or_default()
+    }
+
+    /// The names of all models.
+    pub fn names(&self) -> Vec<String> {
+        self.models.keys().cloned().collect()
+    }
+
+    /// All instances.
+    pub fn upstreams(&self) -> impl Iterator<Item = &Arc<Upstream>> {
+        self.models.values().flatten()
+    }
+
+    /// The instances of a model; `None` where there is no such model.
+    pub fn model(&self, name: &str) -> Option<&[Arc<Upstream>]> {
+        self.models.get(name).map(Vec::as_slice)
+    }
+
+    /// Whether every model has an instance that takes requests.
+    pub fn is_ready(&self) -> bool {
+        let ready = |upstreams: &Vec<Arc<Upstream>>| upstreams.iter().any(|u| u.is_ready());
+        !self.models.is_empty() && self.models.values().all(ready)
+    }
+
+    /// Requests in flight on an instance.
+    pub fn in_flight(&self, id: &str) -> u64 {
+        self.upstreams().filter(|u| u.id == id).map(|u| u.in_flight()).sum()
+    }
+}
+
+impl Upstream {
+    /// Whether it takes requests.
+    pub fn is_ready(&self) -> bool {
+        self.state == UpstreamState::Ready
+    }
+
+    /// Requests in flight on it.
+    pub fn in_flight(&self) -> u64 {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Counts a request until the ticket is dropped.
+    pub(crate) fn ticket(&self) -> Ticket {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        Ticket(Arc::clone(&self.in_flight))
+    }
+}
+
+/// A request in flight.
+#[derive(Debug)]
+pub(crate) struct Ticket(Arc<AtomicU64>);
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
