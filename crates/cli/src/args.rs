@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
@@ -18,8 +19,7 @@ pub(crate) struct Args {
     pub(crate) verbose: bool,
 }
 
-const EXIT_CODES: &str =
-    "Exit codes: 0 done; 1 failed; 2 bad usage or spec; 3 does not fit.\n\
+const EXIT_CODES: &str = "Exit codes: 0 done; 1 failed; 2 bad usage or spec; 3 does not fit.\n\
      Without --state: $BERTH_STATE, or berth/ in $XDG_STATE_HOME or ~/.local/state.";
 
 #[derive(Debug, Subcommand)]
@@ -76,6 +76,9 @@ pub(crate) struct UpArgs {
     /// The spec
     #[arg(short, long, value_name = "FILE", default_value = "berth.toml")]
     pub(crate) file: PathBuf,
+    /// The gateway's address, in place of the spec's; on loopback
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub(crate) listen: Option<SocketAddr>,
 }
 
 #[derive(Debug, ClapArgs)]

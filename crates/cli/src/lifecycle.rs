@@ -26,7 +26,10 @@ pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
 }
 
 /// A controller whose events are told on stderr, or `None` where another berth has the state.
-pub(crate) fn controller(dir: &StateDir, gateway: Option<&Gateway>) -> Result<Option<Controller>, Failure> {
+pub(crate) fn controller(
+    dir: &StateDir,
+    gateway: Option<&Gateway>,
+) -> Result<Option<Controller>, Failure> {
     let (events, mut told) = mpsc::unbounded_channel::<Event>();
     tokio::spawn(async move {
         while let Some(event) = told.recv().await {

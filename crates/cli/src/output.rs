@@ -145,7 +145,9 @@ fn model_rows(report: &PlanReport) -> Vec<Vec<String>> {
             &total.to_string(),
             if devices.is_empty() { "-" } else { "" },
         ]));
-        if let (Some(last), false) = (rows.last_mut().and_then(|row| row.last_mut()), devices.is_empty()) {
+        if let (Some(last), false) =
+            (rows.last_mut().and_then(|row| row.last_mut()), devices.is_empty())
+        {
             *last = devices.join(", ");
         }
     }
@@ -220,7 +222,9 @@ pub(crate) fn event(event: &Event) -> String {
     match &event.kind {
         EventKind::Adopted => format!("{id}: runs already, taken over"),
         EventKind::Started => format!("{id}: starting"),
-        EventKind::Ready { after_ms } => format!("{id}: ready after {:.1} s", *after_ms as f64 / 1e3),
+        EventKind::Ready { after_ms } => {
+            format!("{id}: ready after {:.1} s", *after_ms as f64 / 1e3)
+        }
         EventKind::Failed { diagnosis, retry_in_ms } => {
             let next = match retry_in_ms {
                 Some(ms) => format!("next try in {:.0} s", *ms as f64 / 1e3),

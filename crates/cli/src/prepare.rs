@@ -1,6 +1,7 @@
 //! What every command does first: read the spec, find the models, look at the machine, plan.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::Path;
 
 use berth_cluster::local::{self, StateDir};
@@ -37,9 +38,20 @@ pub(crate) fn spec(file: &Path) -> Result<Spec, Failure> {
     Ok(Spec::parse(&file.display().to_string(), &text)?)
 }
 
-/// Plans a spec on this machine, beside what runs.
-pub(crate) fn plan(file: &Path, journal: &Journal) -> Result<Planned, Failure> {
-    let spec = spec(file)?;
+/// Plans a spec on this machine, beside what runs; `listen` takes the place of the spec's address.
+pub(crate) fn plan(
+    file: &Path,
+    listen: Option<SocketAddr>,
+    journal: &Journal,
+) -> Result<Planned, Failure> {
+    let mut spec = spec(file)?;
+    if let Some(listen) = listen {
+        if !listen.ip().is_loopback() {
+            return Err(Failure::bad_spec(anyhow::anyhow!("--listen {listen} is not on loopback"))
+                .hint("set listen and allow_remote in [gateway] of the spec"));
+        }
+        spec.gateway.listen = listen;
+    }
     let base = file.parent().unwrap_or(Path::new("."));
     let binaries = binaries(&spec, base)?;
     let models = models(&spec, base)?;

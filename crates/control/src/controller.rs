@@ -7,6 +7,7 @@ use std::process::Child;
 use std::sync::Arc;
 
 use berth_cluster::local::{SpawnError, StateDir, lock, owns_port, process};
+use berth_cluster::procfs;
 use berth_core::inventory::{InstanceId, RunningInstance};
 use berth_core::plan::{Plan, PlannedInstance};
 use berth_core::reconcile::{self, Action, Phase, Record};
@@ -24,8 +25,8 @@ const START_LIMIT_MS: u64 = 15 * 60 * 1000;
 const DRAIN_LIMIT_MS: u64 = 30 * 1000;
 /// A process that was asked to end may take this long.
 const STOP_LIMIT_MS: u64 = 10 * 1000;
-/// Of a log, at most this much is read from its end.
-const LOG_TAIL: u64 = 4 << 20;
+/// Of a log, at most this much is read from its start or its end.
+const LOG_PART: u64 = 4 << 20;
 
 /// Something that happened to an instance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -243,7 +244,7 @@ impl Controller {
                 (true, None) => {
                     self.emit(&planned.id, EventKind::Adopted)?;
                     let record = Record::starting(planned.config(), None, now_ms());
-                    self.set(&planned.id, InstanceEntry { record, diagnosis: None, reported: None })?;
+                    self.set(&planned.id, InstanceEntry::new(record, None))?;
                 }
                 (false, Some(record)) if record.phase == Phase::Starting => {
                     self.entries.remove(&planned.id);
@@ -317,7 +318,7 @@ impl Controller {
             _ => None,
         };
         let roll_back = record.phase == Phase::Failed && !record.was_ready;
-        let entry = InstanceEntry { record, diagnosis: Some(diagnosis.clone()), reported: None };
+        let entry = InstanceEntry::new(record, Some(diagnosis.clone()));
         self.set(&planned.id, entry)?;
         self.emit(&planned.id, EventKind::Failed { diagnosis, retry_in_ms })?;
         if roll_back { self.roll_back(plan, &planned.id) } else { Ok(()) }
@@ -356,10 +357,14 @@ impl Controller {
             };
             let waited = now_ms().saturating_sub(entry.record.since_ms);
             // An answer from somebody else's server on the same port counts for nothing.
-            if owns_port(&running, planned.port) && health::ask(planned.port).await == Health::Ready {
-                let reported = llama_server::reported(&self.log_tail(&planned.id));
-                let record = entry.record.ready(now_ms());
-                let entry = InstanceEntry { record, diagnosis: None, reported: Some(reported) };
+            if owns_port(&running, planned.port) && health::ask(planned.port).await == Health::Ready
+            {
+                let entry = InstanceEntry {
+                    record: entry.record.ready(now_ms()),
+                    diagnosis: None,
+                    reported: Some(llama_server::reported(&self.log_head(&planned.id))),
+                    memory_when_ready: procfs::memory(running.pid),
+                };
                 self.set(&planned.id, entry)?;
                 self.emit(&planned.id, EventKind::Ready { after_ms: waited })?;
             } else if waited > START_LIMIT_MS {
@@ -375,10 +380,11 @@ impl Controller {
     fn start(&mut self, plan: &Plan, id: &InstanceId) -> Result<(), ControllerError> {
         let Some(planned) = plan.instance(id) else { return Ok(()) };
         let before = self.entries.get(id);
-        let record = Record::starting(planned.config(), before.map(|entry| &entry.record), now_ms());
+        let record =
+            Record::starting(planned.config(), before.map(|entry| &entry.record), now_ms());
         let diagnosis = before.and_then(|entry| entry.diagnosis.clone());
         let forgotten = before.cloned();
-        self.set(id, InstanceEntry { record, diagnosis, reported: None })?;
+        self.set(id, InstanceEntry::new(record, diagnosis))?;
         match process::spawn(planned, &self.state_id, &self.dir) {
             Ok(child) => {
                 let pid = child.id();
@@ -450,18 +456,24 @@ impl Controller {
         plan.instances.iter().map(status).collect()
     }
 
+    /// The start of an instance's log: what it says about memory is there.
+    fn log_head(&self, id: &InstanceId) -> String {
+        read_part(&self.dir.log(id), |_| 0).unwrap_or_default()
+    }
+
+    /// The end of an instance's log: why it ended is there.
     fn log_tail(&self, id: &InstanceId) -> String {
-        read_tail(&self.dir.log(id)).unwrap_or_default()
+        read_part(&self.dir.log(id), |len| len.saturating_sub(LOG_PART)).unwrap_or_default()
     }
 }
 
-fn read_tail(path: &std::path::Path) -> io::Result<String> {
+fn read_part(path: &std::path::Path, start: impl Fn(u64) -> u64) -> io::Result<String> {
     use std::io::{Read as _, Seek as _, SeekFrom};
     let mut file = File::open(path)?;
     let len = file.metadata()?.len();
-    file.seek(SeekFrom::Start(len.saturating_sub(LOG_TAIL)))?;
+    file.seek(SeekFrom::Start(start(len)))?;
     let mut bytes = Vec::new();
-    file.take(LOG_TAIL).read_to_end(&mut bytes)?;
+    file.take(LOG_PART).read_to_end(&mut bytes)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use berth_core::Digest;
-use berth_core::inventory::InstanceId;
+use berth_core::inventory::{InstanceId, ProcessMemory};
 use berth_core::ledger::Reported;
 use berth_core::plan::{Plan, PlannedInstance};
 use berth_core::reconcile::Record;
@@ -39,7 +39,8 @@ const SCHEMA: &str = "
         id TEXT PRIMARY KEY,
         record TEXT NOT NULL,
         diagnosis TEXT,
-        reported TEXT
+        reported TEXT,
+        memory_when_ready TEXT
     );
     CREATE TABLE rollbacks (id TEXT PRIMARY KEY, instance TEXT NOT NULL);
     CREATE TABLE events (
@@ -112,6 +113,15 @@ pub struct InstanceEntry {
     pub diagnosis: Option<Diagnosis>,
     /// What its engine's log said about memory.
     pub reported: Option<Reported>,
+    /// What its process held when it was ready.
+    pub memory_when_ready: Option<ProcessMemory>,
+}
+
+impl InstanceEntry {
+    /// The entry of an instance of which only the record is known.
+    pub fn new(record: Record, diagnosis: Option<Diagnosis>) -> Self {
+        Self { record, diagnosis, reported: None, memory_when_ready: None }
+    }
 }
 
 impl Journal {
@@ -202,7 +212,8 @@ impl Journal {
             })
             .optional()
             .map_err(|error| self.sqlite(error))?;
-        let Some((seq, at_ms, plan, report)): Option<(i64, i64, String, Option<String>)> = row else {
+        let Some((seq, at_ms, plan, report)): Option<(i64, i64, String, Option<String>)> = row
+        else {
             return Ok(None);
         };
         Ok(Some(JournalledPlan {
@@ -261,16 +272,18 @@ impl Journal {
     /// # Errors
     /// Where the journal can't be read.
     pub fn instances(&self) -> Result<BTreeMap<InstanceId, InstanceEntry>, JournalError> {
-        type Row = (String, String, Option<String>, Option<String>);
-        let rows: Vec<Row> = self.rows("SELECT id, record, diagnosis, reported FROM instances", |row| {
-            Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+        type Row = (String, String, Option<String>, Option<String>, Option<String>);
+        let sql = "SELECT id, record, diagnosis, reported, memory_when_ready FROM instances";
+        let rows: Vec<Row> = self.rows(sql, |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?))
         })?;
         let mut instances = BTreeMap::new();
-        for (id, record, diagnosis, reported) in rows {
+        for (id, record, diagnosis, reported, memory) in rows {
             let entry = InstanceEntry {
                 record: self.read(&record)?,
                 diagnosis: diagnosis.map(|json| self.read(&json)).transpose()?,
                 reported: reported.map(|json| self.read(&json)).transpose()?,
+                memory_when_ready: memory.map(|json| self.read(&json)).transpose()?,
             };
             instances.insert(InstanceId(id), entry);
         }
@@ -296,9 +309,10 @@ impl Journal {
     pub fn set_instance(&self, id: &InstanceId, entry: &InstanceEntry) -> Result<(), JournalError> {
         let diagnosis = entry.diagnosis.as_ref().map(|it| self.write(it)).transpose()?;
         let reported = entry.reported.as_ref().map(|it| self.write(it)).transpose()?;
+        let memory = entry.memory_when_ready.as_ref().map(|it| self.write(it)).transpose()?;
         self.execute(
-            "INSERT OR REPLACE INTO instances VALUES (?1, ?2, ?3, ?4)",
-            params![id.0, self.write(&entry.record)?, diagnosis, reported],
+            "INSERT OR REPLACE INTO instances VALUES (?1, ?2, ?3, ?4, ?5)",
+            params![id.0, self.write(&entry.record)?, diagnosis, reported, memory],
         )
     }
 
@@ -350,7 +364,8 @@ impl Journal {
     /// # Errors
     /// Where the journal can't be read.
     pub fn events(&self, count: u32) -> Result<Vec<(u64, InstanceId, String)>, JournalError> {
-        let sql = format!("SELECT at_ms, instance, what FROM events ORDER BY seq DESC LIMIT {count}");
+        let sql =
+            format!("SELECT at_ms, instance, what FROM events ORDER BY seq DESC LIMIT {count}");
         let mut events = self.rows(&sql, |row| {
             let at: i64 = row.get(0)?;
             Ok((at.unsigned_abs(), InstanceId(row.get(1)?), row.get(2)?))

@@ -5,7 +5,7 @@
 use berth_cluster::local::{self, StateDir, lock};
 use berth_core::Digest;
 use berth_core::inventory::{InstanceId, Inventory, ProcessMemory, RunningInstance};
-use berth_core::ledger::{self, LedgerEntry};
+use berth_core::ledger::{self, Evidence, LedgerEntry};
 use berth_core::plan::{Plan, PlannedDevice, PlannedInstance};
 use berth_core::reconcile::{Phase, with_rollbacks};
 use berth_engines::Diagnosis;
@@ -93,7 +93,11 @@ impl InstanceState {
 ///
 /// # Errors
 /// Where the journal can't be read.
-pub fn read(dir: &StateDir, journal: &Journal, inventory: Inventory) -> Result<Status, JournalError> {
+pub fn read(
+    dir: &StateDir,
+    journal: &Journal,
+    inventory: Inventory,
+) -> Result<Status, JournalError> {
     let current = journal.current()?;
     let entries = journal.instances()?;
     let rollbacks = journal.rollbacks()?;
@@ -108,9 +112,13 @@ pub fn read(dir: &StateDir, journal: &Journal, inventory: Inventory) -> Result<S
         let rolled_back = rollbacks.contains_key(&planned.id);
         instances.push(status_of(planned, running, entry, rolled_back));
         let entry = entry.filter(|entry| entry.record.config == planned.config());
-        let reported = entry.and_then(|entry| entry.reported.as_ref());
-        let observed = running.map(|running| running.memory.resident_peak);
-        ledger.extend(ledger::entries(planned, reported, observed));
+        let when_ready = entry.and_then(|entry| entry.memory_when_ready);
+        let evidence = Evidence {
+            reported: entry.and_then(|entry| entry.reported.as_ref()),
+            peak_when_ready: when_ready.map(|memory| memory.resident_peak),
+            peak: running.map(|running| running.memory.resident_peak),
+        };
+        ledger.extend(ledger::entries(planned, &evidence));
     }
     instances.extend(leftovers(plan.as_ref(), &inventory.instances));
     Ok(Status {

@@ -8,7 +8,9 @@ use sha2::{Digest as _, Sha256};
 
 /// The first 64 bits of the SHA-256 of a value's JSON, in hex. Two values with one digest are one
 /// value: plans and instances are compared by it.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(transparent)]
 pub struct Digest(String);
 

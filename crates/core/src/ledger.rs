@@ -4,8 +4,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::inventory::{DeviceId, InstanceId};
+use crate::memory::Footprint;
 use crate::plan::PlannedInstance;
 use crate::units::Bytes;
+
+/// Engines log MiB with two decimals, and some terms are the sum of two such figures.
+const LOG_ROUNDING: u64 = 2 * (1 << 20) / 200 + 1;
 
 /// What an engine said in its log about the memory it took, by the names of a footprint's terms.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,7 +23,7 @@ pub struct LedgerEntry {
     pub instance: InstanceId,
     /// The device.
     pub device: DeviceId,
-    /// The term of the footprint, or `total`.
+    /// The term of the footprint, `resident when ready`, or `limit`.
     pub term: String,
     /// What the plan says.
     pub planned: Bytes,
@@ -31,38 +35,63 @@ pub struct LedgerEntry {
     pub error: Option<f64>,
 }
 
-impl LedgerEntry {
-    fn new(
-        instance: &InstanceId,
-        device: &DeviceId,
-        term: &str,
-        planned: Bytes,
-        reported: Option<Bytes>,
-        observed: Option<Bytes>,
-    ) -> Self {
-        let error = observed.or(reported).and_then(|evidence| planned.relative_error(evidence));
-        let (instance, device, term) = (instance.clone(), device.clone(), term.to_owned());
-        Self { instance, device, term, planned, reported, observed, error }
-    }
+/// What was seen of one instance.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Evidence<'a> {
+    /// What its engine logged.
+    pub reported: Option<&'a Reported>,
+    /// The most that its process held until it was ready.
+    pub peak_when_ready: Option<Bytes>,
+    /// The most that its process has held so far.
+    pub peak: Option<Bytes>,
 }
 
-/// The ledger of one instance: a line for each term that its engine reports, and the total.
-/// `observed_peak` is the most that the process ever held.
-pub fn entries(
-    instance: &PlannedInstance,
-    reported: Option<&Reported>,
-    observed_peak: Option<Bytes>,
-) -> Vec<LedgerEntry> {
+/// The ledger of one instance: a line for each term, one for what was resident when it was ready,
+/// and one for the limit that it was given.
+pub fn entries(instance: &PlannedInstance, evidence: &Evidence<'_>) -> Vec<LedgerEntry> {
     let mut entries = Vec::new();
     for share in &instance.shares {
-        let line = |term: &str, planned, reported, observed| {
-            LedgerEntry::new(&instance.id, &share.device, term, planned, reported, observed)
+        let entry = |term: &str, planned, reported: Option<Bytes>, observed| LedgerEntry {
+            instance: instance.id.clone(),
+            device: share.device.clone(),
+            term: term.to_owned(),
+            planned,
+            reported,
+            observed,
+            error: error(planned, reported, observed),
         };
-        for term in &share.footprint.terms {
-            let reported = reported.and_then(|reported| reported.0.get(&term.name)).copied();
-            entries.push(line(&term.name, term.bytes, reported, None));
+        for (term, planned) in by_term(&share.footprint) {
+            let reported = evidence.reported.and_then(|reported| reported.0.get(term)).copied();
+            entries.push(entry(term, planned, reported, None));
         }
-        entries.push(line("total", share.footprint.total(), None, observed_peak));
+        entries.push(entry(
+            "resident when ready",
+            share.resident_ready,
+            None,
+            evidence.peak_when_ready,
+        ));
+        entries.push(entry("limit", share.footprint.total(), None, evidence.peak));
     }
     entries
+}
+
+/// The bytes of each term, in the order of the footprint.
+fn by_term(footprint: &Footprint) -> Vec<(&str, Bytes)> {
+    let mut terms: Vec<(&str, Bytes)> = Vec::new();
+    for term in &footprint.terms {
+        match terms.iter_mut().find(|(name, _)| *name == term.name) {
+            Some((_, bytes)) => *bytes += term.bytes,
+            None => terms.push((&term.name, term.bytes)),
+        }
+    }
+    terms
+}
+
+/// The plan's error against what was observed, else against what was reported.
+fn error(planned: Bytes, reported: Option<Bytes>, observed: Option<Bytes>) -> Option<f64> {
+    match (observed, reported) {
+        (Some(observed), _) => planned.relative_error(observed),
+        (None, Some(reported)) if planned.0.abs_diff(reported.0) <= LOG_ROUNDING => Some(0.0),
+        (None, reported) => planned.relative_error(reported?),
+    }
 }

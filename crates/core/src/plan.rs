@@ -49,8 +49,10 @@ pub struct PlannedInstance {
 pub struct DeviceShare {
     /// The device.
     pub device: DeviceId,
-    /// The bytes by term.
+    /// The bytes by term; their sum is the most that the instance can come to hold.
     pub footprint: Footprint,
+    /// The most that is resident until the engine is ready.
+    pub resident_ready: Bytes,
 }
 
 /// One device and what is planned on it.

@@ -164,7 +164,8 @@ pub fn is_settled(
             _ => false,
         }
     };
-    let planned = |r: &RunningInstance| plan.instance(&r.id).is_some_and(|p| p.config() == r.config);
+    let planned =
+        |r: &RunningInstance| plan.instance(&r.id).is_some_and(|p| p.config() == r.config);
     plan.instances.iter().all(is_done) && running.iter().all(planned)
 }
 

@@ -16,7 +16,9 @@ const GIB: u64 = 1 << 30;
 ///
 /// Written in a spec as an integer or as a string with a unit (`"1.5 GiB"`, `"800MB"`);
 /// serialised as an integer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, JsonSchema,
+)]
 #[serde(transparent)]
 pub struct Bytes(pub u64);
 
@@ -86,7 +88,9 @@ impl fmt::Display for Bytes {
 
 /// Why a text is not a number of bytes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not an amount of memory: write a number with a unit, as in \"1.5 GiB\" or \"800 MB\"")]
+#[error(
+    "`{0}` is not an amount of memory: write a number with a unit, as in \"1.5 GiB\" or \"800 MB\""
+)]
 pub struct ParseBytesError(String);
 
 impl FromStr for Bytes {

@@ -26,7 +26,8 @@ pub enum Health {
 
 /// Asks `GET /health` on a loopback port: 200 is ready, 503 is loading (llama-server b10434, vLLM).
 pub async fn ask(port: u16) -> Health {
-    let Ok(Ok(stream)) = tokio::time::timeout(TIMEOUT, TcpStream::connect(("127.0.0.1", port))).await
+    let Ok(Ok(stream)) =
+        tokio::time::timeout(TIMEOUT, TcpStream::connect(("127.0.0.1", port))).await
     else {
         return Health::Unreachable;
     };
@@ -38,13 +39,15 @@ pub async fn ask(port: u16) -> Health {
 }
 
 async fn get_health(stream: TcpStream) -> hyper::Result<StatusCode> {
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let request = Request::get("/health")
         .header("host", "localhost")
         .body(Empty::<Bytes>::new())
         .expect("a constant request is valid");
     // Moved in, so that the connection ends once there is an answer.
-    let answer = async move { sender.send_request(request).await.map(|response| response.status()) };
+    let answer =
+        async move { sender.send_request(request).await.map(|response| response.status()) };
     let (status, _closed) = tokio::join!(answer, connection);
     status
 }

@@ -46,7 +46,8 @@ pub(crate) async fn send(
 }
 
 /// Headers that only concern one of the two connections.
-const HOP_BY_HOP: &[&str] = &["keep-alive", "proxy-connection", "te", "trailer", "upgrade", "expect"];
+const HOP_BY_HOP: &[&str] =
+    &["keep-alive", "proxy-connection", "te", "trailer", "upgrade", "expect"];
 
 /// The headers that pass. Length and encoding of the body are set anew where it is sent.
 fn end_to_end(headers: &HeaderMap) -> HeaderMap {

@@ -39,9 +39,10 @@ const NO_MODEL: &str = "";
 /// Answers one request.
 pub(crate) async fn handle(shared: Arc<Shared>, request: Request<Incoming>) -> Answer {
     match (request.method(), request.uri().path()) {
-        (&Method::POST, "/v1/chat/completions" | "/v1/completions" | "/v1/embeddings" | "/v1/responses") => {
-            forwarded(&shared, request).await
-        }
+        (
+            &Method::POST,
+            "/v1/chat/completions" | "/v1/completions" | "/v1/embeddings" | "/v1/responses",
+        ) => forwarded(&shared, request).await,
         (&Method::GET, "/v1/models") => text(StatusCode::OK, JSON, models(&shared.routes.load())),
         (&Method::GET, "/health") => text(StatusCode::OK, JSON, r#"{"status":"ok"}"#.to_owned()),
         (&Method::GET, "/ready") => ready(&shared),

@@ -85,7 +85,12 @@ impl Gateway {
         Ok(())
     }
 
-    fn connection(&self, stream: tokio::net::TcpStream, peer: SocketAddr, graceful: &GracefulShutdown) {
+    fn connection(
+        &self,
+        stream: tokio::net::TcpStream,
+        peer: SocketAddr,
+        graceful: &GracefulShutdown,
+    ) {
         // Small chunks of a stream leave at once.
         drop(stream.set_nodelay(true));
         let shared = Arc::clone(&self.shared);

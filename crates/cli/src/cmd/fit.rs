@@ -51,7 +51,11 @@ fn show(model: &Path, facts: &ModelFacts, fit: &Fit) {
     let slots = fit.context.map_or_else(String::new, |context| {
         format!(", {} slots of {} tokens", context.slots, context.slot_tokens(facts))
     });
-    output::data(&format!("{name}: {}{slots}\n\n{}\n", fit.verdict.as_str(), output::footprint(&fit.footprint)));
+    output::data(&format!(
+        "{name}: {}{slots}\n\n{}\n",
+        fit.verdict.as_str(),
+        output::footprint(&fit.footprint)
+    ));
     output::data(&format!(
         "resident when ready: {} (calibrated); after requests: {}; at most: {}",
         fit.resident.ready,
@@ -89,7 +93,10 @@ type Cache = HashMap<PathBuf, Result<ModelFacts, String>>;
 
 fn fit_case(case: &Case, models: &Path, facts: &mut Cache) -> Fit {
     if case.engine != "llama.cpp" && case.engine != "llama_server" {
-        return Fit::unsupported(format!("the memory of the engine `{}` is not modelled yet", case.engine));
+        return Fit::unsupported(format!(
+            "the memory of the engine `{}` is not modelled yet",
+            case.engine
+        ));
     }
     let words = match &case.args {
         Value::Null => Vec::new(),

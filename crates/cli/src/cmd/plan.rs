@@ -14,7 +14,7 @@ use crate::{output, prepare};
 
 pub(crate) fn run(state: &Path, args: &PlanArgs) -> Result<ExitCode, Failure> {
     let dir = prepare::state_dir(state)?;
-    let planned = prepare::plan(&args.file, &Journal::open(&dir.journal())?)?;
+    let planned = prepare::plan(&args.file, None, &Journal::open(&dir.journal())?)?;
     show(&planned, args.json)?;
     Ok(exit_code(&planned))
 }

@@ -93,11 +93,7 @@ pub fn running(state_id: &str) -> Vec<RunningInstance> {
 }
 
 /// One instance from its processes: the root is the one whose parent is not of the group.
-fn instance(
-    id: InstanceId,
-    config: Digest,
-    group: &[procfs::Marked],
-) -> Option<RunningInstance> {
+fn instance(id: InstanceId, config: Digest, group: &[procfs::Marked]) -> Option<RunningInstance> {
     let pids: HashSet<u32> = group.iter().map(|process| process.pid).collect();
     let root = group.iter().find(|process| !pids.contains(&process.parent)).or(group.first())?;
     let parts: Vec<ProcessMemory> =

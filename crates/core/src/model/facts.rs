@@ -139,7 +139,8 @@ impl ModelFacts {
     /// Where the architecture isn't known, or where the header lacks what it needs.
     pub fn from_gguf(gguf: Gguf) -> Result<Self, FactsError> {
         let arch_name = gguf.text("general.architecture").unwrap_or_default();
-        let Some((_, architecture)) = ARCHITECTURES.iter().find(|(name, _)| *name == arch_name) else {
+        let Some((_, architecture)) = ARCHITECTURES.iter().find(|(name, _)| *name == arch_name)
+        else {
             return Err(FactsError::UnknownArchitecture {
                 name: arch_name.to_owned(),
                 near: nearest_architecture(arch_name),
@@ -248,14 +249,19 @@ impl Keys<'_> {
 
     /// The sliding window and which layers have it: of each period all but the last
     /// (`src/models/gemma2.cpp`, `gemma3.cpp`; other architectures here ignore the keys).
-    fn sliding(&self, architecture: Architecture, layers: u64) -> Result<(u64, Vec<bool>), FactsError> {
+    fn sliding(
+        &self,
+        architecture: Architecture,
+        layers: u64,
+    ) -> Result<(u64, Vec<bool>), FactsError> {
         let none = (0, vec![false; layers as usize]);
         let (default_window, default_period) = match architecture {
             Architecture::Gemma2 => (4096, 2),
             Architecture::Gemma3 => (0, 6),
             _ => return Ok(none),
         };
-        let window = self.optional("attention.sliding_window", MAX_CONTEXT)?.unwrap_or(default_window);
+        let window =
+            self.optional("attention.sliding_window", MAX_CONTEXT)?.unwrap_or(default_window);
         if window == 0 && architecture != Architecture::Gemma2 {
             return Ok(none);
         }

@@ -161,7 +161,8 @@ fn check_shares(
             Some(device) => {
                 let pinned = !model.devices.is_empty();
                 if pinned && !model.devices.iter().any(|selector| device.is(selector)) {
-                    violations.push(Violation::DeviceNotAllowed { instance: id, device: device_id });
+                    violations
+                        .push(Violation::DeviceNotAllowed { instance: id, device: device_id });
                 }
             }
         }
@@ -172,7 +173,8 @@ fn check_memory(plan: &Plan, spec: &Spec, inventory: &Inventory, violations: &mu
     let mut sums: BTreeMap<(&str, &DeviceId), u128> = BTreeMap::new();
     for instance in &plan.instances {
         for share in &instance.shares {
-            let bytes: u128 = share.footprint.terms.iter().map(|term| u128::from(term.bytes.0)).sum();
+            let bytes: u128 =
+                share.footprint.terms.iter().map(|term| u128::from(term.bytes.0)).sum();
             *sums.entry((&instance.node, &share.device)).or_default() += bytes;
         }
     }

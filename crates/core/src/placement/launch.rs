@@ -22,7 +22,8 @@ fn llama_server_args(model: &ModelSpec) -> Vec<String> {
     };
     let mut args = flags::to_args(&model.flags, dashes);
     for (flag, value) in BOUNDED {
-        let is_given = |word: &String| find(word).is_some_and(|found| found.spellings.contains(flag));
+        let is_given =
+            |word: &String| find(word).is_some_and(|found| found.spellings.contains(flag));
         if !args.iter().any(is_given) {
             args.extend([*flag, *value].map(str::to_owned));
         }
@@ -35,7 +36,8 @@ pub(super) fn args(model: &ModelSpec, path: &str, port: u16) -> Vec<String> {
     match model.engine {
         EngineKind::LlamaServer => {
             let port = port.to_string();
-            let own = ["--model", path, "--alias", &model.name, "--host", "127.0.0.1", "--port", &port];
+            let own =
+                ["--model", path, "--alias", &model.name, "--host", "127.0.0.1", "--port", &port];
             // Verbosity 4 makes it log every buffer, which the ledger reads.
             let seen = ["--metrics", "--log-verbosity", "4"];
             // Pages in a browser may not talk to the engine behind the gateway's back.

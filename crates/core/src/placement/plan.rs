@@ -74,7 +74,8 @@ pub fn plan(
     let free: Vec<Bytes> = bins.iter().map(|bin| bin.budget).collect();
     let assignment = greedy::place(&items, &free);
 
-    let instances = instances(spec, inventory, binaries, models, &fits, &bins, &assignment, current)?;
+    let instances =
+        instances(spec, inventory, binaries, models, &fits, &bins, &assignment, current)?;
     let devices = planned_devices(&bins, &instances);
     let reports = spec.models.iter().map(|model| {
         let located = &models[&model.name];
@@ -100,9 +101,7 @@ fn bins<'a>(spec: &Spec, inventory: &'a Inventory) -> Vec<Bin<'a>> {
         .nodes
         .iter()
         .flat_map(|node| node.devices.iter().map(move |device| (node.name.as_str(), device)));
-    devices
-        .map(|(node, device)| Bin { node, device, budget: budget(spec, device) })
-        .collect()
+    devices.map(|(node, device)| Bin { node, device, budget: budget(spec, device) }).collect()
 }
 
 /// What models may take on a device together.
@@ -145,9 +144,15 @@ fn items(
             let id = InstanceId::new(&model.name, replica);
             let running = current.and_then(|plan| plan.instance(&id));
             let current = running.and_then(|instance| {
-                bins.iter().position(|bin| bin.node == instance.node && instance.uses(&bin.device.id))
+                bins.iter()
+                    .position(|bin| bin.node == instance.node && instance.uses(&bin.device.id))
             });
-            items.push(Item { id, bytes: fit.footprint.total(), allowed: allowed.clone(), current });
+            items.push(Item {
+                id,
+                bytes: fit.footprint.total(),
+                allowed: allowed.clone(),
+                current,
+            });
         }
     }
     items
@@ -176,16 +181,24 @@ fn instances(
             let id = InstanceId::new(&model.name, replica);
             let Some(bin) = assignment.get(&id).map(|bin| &bins[*bin]) else { continue };
             let port = ports.take(&id)?;
-            let footprint = fits[model.name.as_str()].footprint.clone();
+            let fit = &fits[model.name.as_str()];
+            let share = DeviceShare {
+                device: bin.device.id.clone(),
+                footprint: fit.footprint.clone(),
+                resident_ready: fit.resident.ready_peak,
+            };
             instances.push(PlannedInstance {
                 id,
                 model: model.name.clone(),
                 engine: model.engine,
-                binary: binaries.get(&model.engine).unwrap_or(&spec.binaries[&model.engine]).clone(),
+                binary: binaries
+                    .get(&model.engine)
+                    .unwrap_or(&spec.binaries[&model.engine])
+                    .clone(),
                 args: launch::args(model, &models[&model.name].path, port),
                 port,
                 node: bin.node.to_owned(),
-                shares: vec![DeviceShare { device: bin.device.id.clone(), footprint }],
+                shares: vec![share],
             });
         }
     }
@@ -257,10 +270,8 @@ fn report(
     assignment: &Assignment,
 ) -> ModelReport {
     let ids = (0..model.replicas.min).map(|replica| InstanceId::new(&model.name, replica));
-    let placed: Vec<DeviceId> = ids
-        .filter_map(|id| assignment.get(&id))
-        .map(|bin| bins[*bin].device.id.clone())
-        .collect();
+    let placed: Vec<DeviceId> =
+        ids.filter_map(|id| assignment.get(&id)).map(|bin| bins[*bin].device.id.clone()).collect();
     let mut report = ModelReport {
         model: model.name.clone(),
         verdict: fit.verdict,
@@ -294,7 +305,11 @@ fn explain(
     if allowed.is_empty() {
         let wanted: Vec<_> = model.devices.iter().map(ToString::to_string).collect();
         let there: Vec<_> = bins.iter().map(|bin| bin.device.id.to_string()).collect();
-        report.reasons.push(format!("no device is {}; there are: {}", wanted.join(" or "), there.join(", ")));
+        report.reasons.push(format!(
+            "no device is {}; there are: {}",
+            wanted.join(" or "),
+            there.join(", ")
+        ));
         return;
     }
     let need = report.footprint.total();
@@ -310,7 +325,9 @@ fn explain(
     if allowed.iter().any(|bin| is_modelled(bins[*bin].device)) {
         report.changes = relax::changes(model, &located.facts, need, best);
     } else {
-        report.changes.push(format!("pin {} to the host's memory: devices = [\"host\"]", model.name));
+        report
+            .changes
+            .push(format!("pin {} to the host's memory: devices = [\"host\"]", model.name));
     }
 }
 

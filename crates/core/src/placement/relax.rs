@@ -11,7 +11,12 @@ const CTX_STEP: u64 = 256;
 
 /// The changes that would each make one more instance of `model` fit into `free`, the smallest
 /// first.
-pub(super) fn changes(model: &ModelSpec, facts: &ModelFacts, need: Bytes, free: Bytes) -> Vec<String> {
+pub(super) fn changes(
+    model: &ModelSpec,
+    facts: &ModelFacts,
+    need: Bytes,
+    free: Bytes,
+) -> Vec<String> {
     let mut changes = Vec::new();
     if let Some(change) = quantised_cache(model, facts, free) {
         changes.push(change);
@@ -68,5 +73,8 @@ fn shorter_context(model: &ModelSpec, facts: &ModelFacts, free: Bytes) -> Option
         if fits(middle) { good = middle } else { bad = middle }
     }
     let total = total(good)?;
-    Some(format!("ctx-size = {} in its flags, the longest that fits: {total} then", good * CTX_STEP))
+    Some(format!(
+        "ctx-size = {} in its flags, the longest that fits: {total} then",
+        good * CTX_STEP
+    ))
 }

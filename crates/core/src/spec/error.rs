@@ -99,7 +99,8 @@ impl<'a> Problems<'a> {
 /// The unknown key and the keys that there are, read out of serde's message
 /// ("unknown field `x`, expected one of `a`, `b`").
 fn unknown_key(message: &str) -> Option<(&str, impl Iterator<Item = &str> + Clone)> {
-    let rest = message.strip_prefix("unknown field `").or(message.strip_prefix("unknown variant `"));
+    let rest =
+        message.strip_prefix("unknown field `").or(message.strip_prefix("unknown variant `"));
     let (key, expected) = rest?.split_once('`')?;
     Some((key, expected.split('`').skip(1).step_by(2)))
 }

@@ -7,7 +7,10 @@ use serde::{Deserialize, Serialize};
 
 /// A flag's value as TOML writes it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(untagged, expecting = "expected a flag's value: a text, a number, true or false, or a list")]
+#[serde(
+    untagged,
+    expecting = "expected a flag's value: a text, a number, true or false, or a list"
+)]
 pub enum FlagValue {
     /// `true` gives the bare flag; `false` leaves it out.
     Bool(bool),

@@ -186,7 +186,11 @@ fn validate(raw: RawSpec, problems: &mut Problems<'_>) -> Spec {
         },
         gateway: GatewaySpec { listen, max_body: raw.gateway.max_body.unwrap_or(DEFAULT_MAX_BODY) },
         binaries: BTreeMap::from([(EngineKind::LlamaServer, llama_server)]),
-        models: raw.models.into_iter().map(|(name, model)| model_spec(name, model, problems)).collect(),
+        models: raw
+            .models
+            .into_iter()
+            .map(|(name, model)| model_spec(name, model, problems))
+            .collect(),
     }
 }
 
@@ -288,7 +292,11 @@ fn check_flag(name: &str, seen: &mut HashSet<&'static str>) -> Result<(), (Strin
         None => Err((
             format!("llama-server has no flag `{name}`"),
             llama_flags::nearest(&format!("--{name}")).map_or_else(
-                || format!("if yours is newer than {LLAMA_SERVER} and has it, write it in extra_args"),
+                || {
+                    format!(
+                        "if yours is newer than {LLAMA_SERVER} and has it, write it in extra_args"
+                    )
+                },
                 |near| format!("did you mean `{}`?", near.trim_start_matches('-')),
             ),
         )),

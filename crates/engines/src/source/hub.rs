@@ -85,9 +85,8 @@ impl Hub {
         let part = path.with_extension(format!("part.{}", std::process::id()));
         let cache = |source| HubError::Cache { path: part.clone(), source };
         fs::create_dir_all(path.parent().unwrap_or(&self.cache)).map_err(cache)?;
-        let got = save(body, &part, expected, progress).map_err(|error| {
-            HubError::Fetch { url: url.clone(), reason: error.to_string() }
-        })?;
+        let got = save(body, &part, expected, progress)
+            .map_err(|error| HubError::Fetch { url: url.clone(), reason: error.to_string() })?;
         match expected {
             Some(expected) if expected != got => {
                 drop(fs::remove_file(&part));
@@ -107,10 +106,9 @@ impl Hub {
         if let Some(token) = &self.token {
             request = request.header("Authorization", format!("Bearer {token}"));
         }
-        let response = request.call().map_err(|error| HubError::Fetch {
-            url: url.to_owned(),
-            reason: error.to_string(),
-        })?;
+        let response = request
+            .call()
+            .map_err(|error| HubError::Fetch { url: url.to_owned(), reason: error.to_string() })?;
         let expected = response.body().content_length();
         Ok((response.into_body().into_reader(), expected))
     }

@@ -161,7 +161,8 @@ impl FreeList {
     fn allocate(&mut self, size: u64) -> u64 {
         let last = self.blocks.len() - 1;
         let fitting = (0..last).filter(|i| self.blocks[*i].size >= size);
-        let best = fitting.min_by_key(|i| (self.blocks[*i].size, std::cmp::Reverse(*i))).unwrap_or(last);
+        let best =
+            fitting.min_by_key(|i| (self.blocks[*i].size, std::cmp::Reverse(*i))).unwrap_or(last);
         let block = &mut self.blocks[best];
         let offset = block.offset;
         block.offset = block.offset.saturating_add(size);

