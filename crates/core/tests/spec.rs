@@ -1,0 +1,148 @@
+//! The spec: what is read, and what each kind of bad one is told.
+
+use std::path::Path;
+
+use berth_core::spec::{DeviceSelector, FlagValue, Source, Spec, json_schema};
+use berth_core::units::Bytes;
+
+fn root() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
+}
+
+#[test]
+fn the_annotated_example_is_a_spec() {
+    let text = std::fs::read_to_string(root().join("examples/two-models.toml")).unwrap();
+    let spec = Spec::parse("two-models.toml", &text).unwrap();
+    assert_eq!(spec.cluster.host_budget, Some(Bytes(1_342_177_280)));
+    let [gemma, smollm] = spec.models.as_slice() else { panic!("two models") };
+    assert_eq!((gemma.name.as_str(), smollm.name.as_str()), ("gemma3-270m", "smollm2"));
+    assert_eq!(gemma.devices, [DeviceSelector::Host]);
+    assert_eq!(smollm.flags["ctx-size"], FlagValue::Int(8192));
+}
+
+#[test]
+fn the_schema_file_is_that_of_the_types() {
+    let kept = std::fs::read_to_string(root().join("berth.schema.json")).unwrap();
+    let kept: serde_json::Value = serde_json::from_str(&kept).unwrap();
+    assert_eq!(kept, json_schema(), "run `cargo run -- schema > berth.schema.json`");
+}
+
+#[test]
+fn short_specs_have_sensible_defaults() {
+    let spec = Spec::parse("s", "[models.a]\nsource = \"hub:o/n/f.gguf\"").unwrap();
+    assert_eq!(spec.gateway.listen.to_string(), "127.0.0.1:8080");
+    assert_eq!(spec.cluster.first_port, 18_100);
+    let a = &spec.models[0];
+    assert_eq!((a.replicas.min, a.replicas.max), (1, 1));
+    assert_eq!(a.source, Source::Hub { repo: "o/n".into(), file: "f.gguf".into() });
+}
+
+/// Each bad spec with the lines that the user reads: place and message, then the hint.
+#[test]
+fn bad_specs_are_told_what_to_write() {
+    const MODEL: &str = "[models.a]\nsource = \"a.gguf\"\n";
+    for (text, expected) in [
+        (
+            "".to_owned(),
+            "s:1:1: there is no model in this spec | add a section such as\n    [models.tiny]\n    source = \"models/tiny.gguf\"",
+        ),
+        ("[clutser]\n".to_owned(), "s:1:2: unknown key `clutser` | did you mean `cluster`?"),
+        (
+            "[cluster]\nhost_budgt = \"1 GiB\"\n".to_owned(),
+            "s:2:1: unknown key `host_budgt` | did you mean `host_budget`?",
+        ),
+        (
+            "[cluster]\nzzz = 1\n".to_owned(),
+            "s:2:1: unknown key `zzz` | the keys here are: backend, host_budget, headroom, first_port",
+        ),
+        (
+            "[models.a]\nsuorce = \"a.gguf\"\n".to_owned(),
+            "s:2:1: unknown key `suorce` | did you mean `source`?",
+        ),
+        ("[models.a]\n".to_owned(), "s:1:1: missing field `source` | "),
+        ("[models.a]\nsource = \"a\"\nsource = \"b\"\n".to_owned(), "s:3:1: duplicate key | "),
+        ("[models.a\n".to_owned(), "s:1:10: unclosed table, expected `]` | "),
+        (
+            "[cluster]\nhost_budget = \"12 parsecs\"\n".to_owned(),
+            "s:2:15: `12 parsecs` is not an amount of memory: write a number with a unit, as in \"1.5 GiB\" or \"800 MB\" | ",
+        ),
+        (
+            "[cluster]\nhost_budget = -1\n".to_owned(),
+            "s:2:15: expected an amount of memory, as in \"1.5 GiB\" | ",
+        ),
+        (
+            "[cluster]\nbackend = \"loacl\"\n".to_owned(),
+            "s:2:11: unknown variant `loacl`, expected `local` | did you mean `local`?",
+        ),
+        (
+            format!("[cluster]\nfirst_port = 80\n{MODEL}"),
+            "s:2:14: first_port must be between 1024 and 64535 | ",
+        ),
+        (
+            format!("[gateway]\nlisten = \"0.0.0.0:80\"\n{MODEL}"),
+            "s:2:10: 0.0.0.0:80 is reachable from other machines | listen on 127.0.0.1, or set allow_remote = true in [gateway] if anybody who reaches it may use the models",
+        ),
+        (
+            format!("[gateway]\nlisten = \"localhost\"\n{MODEL}"),
+            "s:2:10: invalid socket address syntax | ",
+        ),
+        (
+            "[models.\"a b\"]\nsource = \"a.gguf\"\n".to_owned(),
+            "s:1:9: `a b` can't be a model's name | use letters, digits, `-`, `_`, `.` and `:`, at most 128 of them",
+        ),
+        (
+            format!("{MODEL}replicas = {{ min = 3, max = 1 }}\n"),
+            "s:3:12: replicas: min = 3 is more than max = 1 | ",
+        ),
+        (
+            format!("{MODEL}devices = [\"gpu1\"]\n"),
+            "s:3:12: `gpu1` does not name a device | write \"host\", \"gpu:0\" or a GPU's UUID (\"GPU-...\")",
+        ),
+        (
+            "[models.a]\nsource = \"hub:only-a-name\"\n".to_owned(),
+            "s:2:10: `hub:only-a-name` does not name a file on a hub | write hub:OWNER/NAME/FILE.gguf",
+        ),
+        (
+            "[models.a]\nsource = \"hub:o/n/../../x.gguf\"\n".to_owned(),
+            "s:2:10: `hub:o/n/../../x.gguf` does not name a file on a hub | write hub:OWNER/NAME/FILE.gguf",
+        ),
+        (
+            format!("{MODEL}[models.a.flags]\nctx-sise = 1\n"),
+            "s:4:1: llama-server has no flag `ctx-sise` | did you mean `ctx-size`?",
+        ),
+        (
+            format!("{MODEL}[models.a.flags]\nzzz = 1\n"),
+            "s:4:1: llama-server has no flag `zzz` | if yours is newer than b10434 and has it, write it in extra_args",
+        ),
+        (
+            format!("{MODEL}[models.a.flags]\n--ctx-size = 1\n"),
+            "s:4:1: write flags without their dashes | write `ctx-size`",
+        ),
+        (
+            format!("{MODEL}[models.a.flags]\nport = 1\n"),
+            "s:4:1: `port` is set by berth itself | leave it out: the plan decides it",
+        ),
+        (
+            format!("{MODEL}[models.a.flags]\nc = 1\nctx-size = 2\n"),
+            "s:5:1: `ctx-size` is given twice, under two of its names | keep one of them",
+        ),
+    ] {
+        let error = Spec::parse("s", &text).expect_err(&text);
+        let told: Vec<String> = error
+            .problems
+            .iter()
+            .map(|problem| format!("{problem} | {}", problem.hint.clone().unwrap_or_default()))
+            .collect();
+        assert_eq!(told, [expected], "{text}");
+    }
+}
+
+/// All problems are told at once, in the order of the file.
+#[test]
+fn all_problems_are_told() {
+    let text =
+        "[gateway]\nlisten = \"0.0.0.0:80\"\n[models.a]\nsource = \"hub:x\"\ndevices = [\"x\"]\n";
+    let error = Spec::parse("s", text).unwrap_err();
+    let lines: Vec<usize> = error.problems.iter().map(|problem| problem.line).collect();
+    assert_eq!(lines, [2, 4, 5]);
+}

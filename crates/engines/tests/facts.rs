@@ -1,0 +1,38 @@
+//! The facts of the models that the memory rows were measured with, as files of the project.
+//!
+//! `BERTH_MODELS=DIR cargo test -p berth-engines --test facts -- --ignored` writes them anew from
+//! the .gguf files of a folder.
+
+use std::path::{Path, PathBuf};
+
+use berth_core::model::ModelFacts;
+use berth_engines::source::read_facts;
+
+fn facts_dir() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data/models")
+}
+
+#[test]
+#[ignore = "writes data/models; needs BERTH_MODELS"]
+fn write_facts() {
+    let models = PathBuf::from(std::env::var_os("BERTH_MODELS").expect("BERTH_MODELS is set"));
+    for entry in models.read_dir().unwrap() {
+        let path = entry.unwrap().path();
+        let facts = read_facts(&path).unwrap();
+        let name = format!("{}.json", path.file_stem().unwrap().to_string_lossy());
+        std::fs::write(facts_dir().join(name), serde_json::to_string(&facts).unwrap()).unwrap();
+    }
+}
+
+/// The two real models are here in whole; their files must say what was kept of them.
+#[test]
+fn kept_facts_are_those_of_the_files() {
+    for name in ["SmolLM2-135M-Instruct.Q4_1", "gemma-3-270m-q4_k_m"] {
+        let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/demo/models");
+        let path = demo.join(format!("{name}.gguf"));
+        assert!(path.exists(), "{} is not here: run `cargo xtask fetch` first", path.display());
+        let kept = std::fs::read_to_string(facts_dir().join(format!("{name}.json"))).unwrap();
+        let kept: ModelFacts = serde_json::from_str(&kept).unwrap();
+        assert_eq!(read_facts(&path).unwrap(), kept);
+    }
+}
