@@ -44,6 +44,12 @@ pub fn processes_with(variable: &str) -> Vec<Marked> {
     marked
 }
 
+/// When the kernel started a process, in clock ticks after boot; `None` where it has ended.
+pub fn started_ticks(pid: u32) -> Option<u64> {
+    let stat = Process::new(i32::try_from(pid).ok()?).ok()?.stat().ok()?;
+    Some(stat.starttime)
+}
+
 /// Whether the process is still that one, and not ended and unreaped.
 pub fn is_alive(pid: u32, started_ticks: u64) -> bool {
     let stat = i32::try_from(pid).ok().and_then(|pid| Process::new(pid).ok()?.stat().ok());

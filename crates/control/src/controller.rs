@@ -16,6 +16,7 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 
 use crate::clock::now_ms;
+use crate::crash;
 use crate::journal::{InstanceEntry, Journal, JournalError, JournalledPlan};
 use crate::status::{InstanceStatus, status_of};
 
@@ -169,6 +170,7 @@ impl Controller {
         }
         let plan = self.effective_plan();
         self.note_ends(&plan)?;
+        self.note_returns(&plan)?;
         self.note_ready(&plan).await?;
         let plan = self.effective_plan();
         for action in reconcile::next_actions(&plan, &self.running, &self.records(), now_ms()) {
@@ -225,8 +227,13 @@ impl Controller {
         }
     }
 
+    /// Reads the process table. What is known and alive stays, whatever the table shows of it.
     fn scan(&mut self) {
-        self.running = process::running(&self.state_id);
+        let found = process::running(&self.state_id);
+        self.running.retain(process::is_alive);
+        let is_new = |found: &RunningInstance| self.running.iter().all(|r| r.pid != found.pid);
+        let new: Vec<_> = found.into_iter().filter(is_new).collect();
+        self.running.extend(new);
         self.pids.extend(self.running.iter().map(|running| (running.id.clone(), running.pid)));
     }
 
@@ -347,6 +354,20 @@ impl Controller {
         Ok(())
     }
 
+    /// An engine that is there although its start was given up is taken for starting.
+    fn note_returns(&mut self, plan: &Plan) -> Result<(), ControllerError> {
+        for planned in &plan.instances {
+            let Some(entry) = self.entries.get(&planned.id) else { continue };
+            let gave_up = matches!(entry.record.phase, Phase::Backoff { .. });
+            if gave_up && self.find_running(planned).is_some() {
+                let record = Record::starting(planned.config(), Some(&entry.record), now_ms());
+                let diagnosis = entry.diagnosis.clone();
+                self.set(&planned.id, InstanceEntry::new(record, diagnosis))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Asks the engines that are starting whether they are ready, and reads what they logged.
     async fn note_ready(&mut self, plan: &Plan) -> Result<(), ControllerError> {
         for planned in &plan.instances {
@@ -385,12 +406,13 @@ impl Controller {
         let diagnosis = before.and_then(|entry| entry.diagnosis.clone());
         let forgotten = before.cloned();
         self.set(id, InstanceEntry::new(record, diagnosis))?;
+        crash::point();
         match process::spawn(planned, &self.state_id, &self.dir) {
-            Ok(child) => {
-                let pid = child.id();
-                self.children.insert(pid, child);
-                self.scan();
-                self.pids.insert(id.clone(), pid);
+            Ok((child, running)) => {
+                crash::point();
+                self.children.insert(running.pid, child);
+                self.pids.insert(id.clone(), running.pid);
+                self.running.push(running);
                 self.emit(id, EventKind::Started)
             }
             Err(SpawnError::StillRuns(_)) => {
@@ -421,7 +443,9 @@ impl Controller {
             Some(Stopping::Draining { since_ms })
                 if drained || now.saturating_sub(*since_ms) > DRAIN_LIMIT_MS =>
             {
+                crash::point();
                 process::terminate(instance);
+                crash::point();
                 Stopping::Asked { since_ms: now }
             }
             Some(Stopping::Asked { since_ms }) if now.saturating_sub(*since_ms) > STOP_LIMIT_MS => {
@@ -434,12 +458,14 @@ impl Controller {
     }
 
     fn set(&mut self, id: &InstanceId, entry: InstanceEntry) -> Result<(), ControllerError> {
+        crash::point();
         self.journal.set_instance(id, &entry)?;
         self.entries.insert(id.clone(), entry);
         Ok(())
     }
 
     fn emit(&self, instance: &InstanceId, kind: EventKind) -> Result<(), ControllerError> {
+        crash::point();
         let text = serde_json::to_string(&kind).unwrap_or_default();
         self.journal.note(instance, &text, now_ms())?;
         // Nobody may be listening; the journal has it.

@@ -19,6 +19,8 @@ use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::crash;
+
 /// The layout of the tables; a file with a later one is refused.
 const VERSION: i64 = 1;
 /// Events that are kept.
@@ -263,7 +265,9 @@ impl Journal {
         transaction
             .execute("DELETE FROM plans WHERE seq <= ?1", [seq - MAX_PLANS])
             .map_err(sqlite)?;
+        crash::point();
         transaction.commit().map_err(sqlite)?;
+        crash::point();
         Ok(seq)
     }
 

@@ -9,6 +9,7 @@
 
 pub mod clock;
 pub mod controller;
+pub mod crash;
 pub mod journal;
 pub mod status;
 

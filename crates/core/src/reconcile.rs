@@ -95,7 +95,8 @@ pub enum Action {
     Start(InstanceId),
 }
 
-/// What to do now. Stops come first and all at once; an instance starts only when nothing is
+/// What to do now. Stops come first and all at once: of what the plan doesn't have, has otherwise,
+/// or what has failed and still runs; an instance starts only when nothing is
 /// stopping or starting on any of its devices, in the plan's order.
 pub fn next_actions(
     plan: &Plan,
@@ -103,8 +104,13 @@ pub fn next_actions(
     records: &BTreeMap<InstanceId, Record>,
     now_ms: u64,
 ) -> Vec<Action> {
+    let has_failed = |running: &RunningInstance| {
+        let record = records.get(&running.id).filter(|record| record.config == running.config);
+        record.is_some_and(|record| record.phase == Phase::Failed)
+    };
     let is_wanted = |running: &&RunningInstance| {
         plan.instance(&running.id).is_some_and(|planned| planned.config() == running.config)
+            && !has_failed(running)
     };
     let (wanted, unwanted): (Vec<_>, Vec<_>) = running.iter().partition(is_wanted);
     let mut actions: Vec<Action> = unwanted.iter().map(|r| Action::Stop((*r).clone())).collect();

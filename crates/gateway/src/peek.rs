@@ -16,6 +16,10 @@ struct Routed<'a> {
 
 /// The value of `model` at the top of a JSON object.
 pub(crate) fn model(body: &[u8]) -> Result<Cow<'_, str>, GatewayError> {
+    // serde would take an array for the object's fields in their order.
+    if body.trim_ascii_start().first() != Some(&b'{') {
+        return Err(GatewayError::BadJson("it is not an object".to_owned()));
+    }
     let routed: Routed<'_> =
         serde_json::from_slice(body).map_err(|error| GatewayError::BadJson(error.to_string()))?;
     routed.model.filter(|model| !model.is_empty()).ok_or(GatewayError::NoModel)

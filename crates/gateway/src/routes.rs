@@ -38,18 +38,31 @@ pub enum UpstreamState {
 
 impl Routes {
     /// Routes to these instances: model, id, address and state of each. Counts of requests in
-    /// flight go on from `before`.
+    /// flight go on from `before`; an instance that left stays, draining, until it has none.
     pub fn new(
         instances: impl IntoIterator<Item = (String, String, SocketAddr, UpstreamState)>,
         before: &Self,
     ) -> Self {
-        let mut models: BTreeMap<String, Vec<Arc<Upstream>>> = BTreeMap::new();
+        let mut routes = Self::default();
         for (model, id, address, state) in instances {
             let in_flight = before.counter(&id);
-            let upstream = Arc::new(Upstream { id, address, state, in_flight });
-            models.entry(model).or_default().push(upstream);
+            routes.add(&model, Upstream { id, address, state, in_flight });
         }
-        Self { models }
+        for (model, upstreams) in &before.models {
+            for left in upstreams.iter().filter(|upstream| upstream.in_flight() > 0) {
+                if routes.upstreams().all(|upstream| upstream.id != left.id) {
+                    let in_flight = Arc::clone(&left.in_flight);
+                    let (id, address) = (left.id.clone(), left.address);
+                    let state = UpstreamState::Draining;
+                    routes.add(model, Upstream { id, address, state, in_flight });
+                }
+            }
+        }
+        routes
+    }
+
+    fn add(&mut self, model: &str, upstream: Upstream) {
+        self.models.entry(model.to_owned()).or_default().push(Arc::new(upstream));
     }
 
     fn counter(&self, id: &str) -> Arc<AtomicU64> {

@@ -48,13 +48,16 @@ pub enum SpawnError {
 /// not the engine, and its lock as standard input: whoever finds the lock free knows that no
 /// process of the instance lives, even where berth was killed between starting and noting it.
 ///
+/// The process is given as it would be found: for a moment after its start the process table does
+/// not show its environment yet.
+///
 /// # Errors
 /// Where a process of the instance still lives, or where the engine can't be started.
 pub fn spawn(
     instance: &PlannedInstance,
     state_id: &str,
     dir: &StateDir,
-) -> Result<Child, SpawnError> {
+) -> Result<(Child, RunningInstance), SpawnError> {
     let lock_path = dir.instance_lock(&instance.id);
     let state = |path: std::path::PathBuf| move |source| SpawnError::State { path, source };
     let lock = lock::try_lock(&lock_path)
@@ -64,7 +67,7 @@ pub fn spawn(
     let log = OpenOptions::new().create(true).write(true).truncate(true).open(&log_path);
     let log = log.map_err(state(log_path.clone()))?;
     let log_too = log.try_clone().map_err(state(log_path))?;
-    Command::new(&instance.binary)
+    let child = Command::new(&instance.binary)
         .args(&instance.args)
         .env(MARKER, format!("{state_id} {} {}", instance.id, instance.config()))
         .stdin(Stdio::from(lock))
@@ -72,7 +75,16 @@ pub fn spawn(
         .stderr(Stdio::from(log_too))
         .process_group(0)
         .spawn()
-        .map_err(|source| SpawnError::Exec { binary: instance.binary.clone(), source })
+        .map_err(|source| SpawnError::Exec { binary: instance.binary.clone(), source })?;
+    let running = RunningInstance {
+        id: instance.id.clone(),
+        config: instance.config(),
+        pid: child.id(),
+        // A child that is not waited for keeps its entry.
+        started_ticks: procfs::started_ticks(child.id()).unwrap_or(0),
+        memory: ProcessMemory::default(),
+    };
+    Ok((child, running))
 }
 
 /// The instances of this state folder that run, found in the process table.

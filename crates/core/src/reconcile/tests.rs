@@ -123,6 +123,13 @@ fn what_follows() {
             "start b",
         ),
         (
+            "what failed and still runs is stopped",
+            vec![a.clone()],
+            vec![&a],
+            vec![record(&a, Phase::Failed)],
+            "stop a",
+        ),
+        (
             "an end is noted before a new start",
             vec![a.clone()],
             vec![],

@@ -1,0 +1,10 @@
+//! berth with the real llama-server and two real models, as a person would use it.
+//!
+//! `cargo xtask fetch` brings what these need. They run one after the other (`.config/nextest.toml`;
+//! with plain cargo by a lock), since engines want the processor for themselves.
+
+mod crash;
+mod failures;
+mod harness;
+mod memory;
+mod serving;
