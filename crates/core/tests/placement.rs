@@ -1,5 +1,7 @@
 //! Plans: what fits, what doesn't and why, and what the checker refuses.
 
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
 use std::collections::BTreeMap;
 
 use berth_core::inventory::{Device, DeviceId, DeviceKind, Inventory, Node};

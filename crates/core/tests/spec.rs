@@ -1,5 +1,7 @@
 //! The spec: what is read, and what each kind of bad one is told.
 
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
 use std::path::Path;
 
 use berth_core::spec::{DeviceSelector, FlagValue, Source, Spec, json_schema};

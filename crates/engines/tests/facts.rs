@@ -3,6 +3,8 @@
 //! `BERTH_MODELS=DIR cargo test -p berth-engines --test facts -- --ignored` writes them anew from
 //! the .gguf files of a folder.
 
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
 use std::path::{Path, PathBuf};
 
 use berth_core::model::ModelFacts;

@@ -1,5 +1,7 @@
 //! The gateway over real sockets, in front of engines that do what a test says.
 
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
 use std::net::SocketAddr;
 use std::time::Duration;
 

@@ -3,6 +3,8 @@
 //! `cargo xtask fetch` brings what these need. They run one after the other (`.config/nextest.toml`;
 //! with plain cargo by a lock), since engines want the processor for themselves.
 
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
 mod crash;
 mod failures;
 mod harness;
