@@ -21,6 +21,12 @@ SWITCHES = {
     "--kv-unified": ("kv_unified", True),
     "--no-kv-unified": ("kv_unified", False),
     "--embedding": ("embedding", True),
+    "--no-mmap": ("load_mode", llama.llama_load_mode.LLAMA_LOAD_MODE_NONE),
+}
+FLASH_ATTENTION = {
+    "on": llama.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_ENABLED,
+    "off": llama.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED,
+    "auto": llama.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_AUTO,
 }
 NUMBERS = {
     "--ctx-size": "n_ctx",
@@ -44,22 +50,26 @@ def refuse(text):
 
 def parse(words):
     params = llama.CommonParams()
+    # llama-server's own defaults: four slots that share one cache.
+    params.n_parallel, params.kv_unified = 4, True
     words = iter(words)
     for word in words:
         flag = SHORT.get(word, word)
         if flag in SWITCHES:
             setattr(params, *SWITCHES[flag])
             continue
+        if flag == "--parallel":
+            params.kv_unified = "--kv-unified" in sys.argv
         if flag not in NUMBERS and flag not in {"--model", "--alias", "--host", "--threads",
                                                 "--cors-origins", "--cache-type-k",
-                                                "--cache-type-v"}:
+                                                "--cache-type-v", "--flash-attn"}:
             refuse(f"error: invalid argument: {word}")
         value = next(words, None)
         if value is None:
             refuse(f'error while handling argument "{word}": expected value for argument')
         try:
             apply(params, flag, value)
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, KeyError) as error:
             refuse(f'error while handling argument "{word}": {error}')
     return params
 
@@ -76,6 +86,8 @@ def apply(params, flag, value):
     elif flag == "--threads":
         params.cpuparams.n_threads = int(value)
         params.cpuparams_batch.n_threads = int(value)
+    elif flag == "--flash-attn":
+        params.flash_attn_type = FLASH_ATTENTION[value]
     elif flag == "--cors-origins":
         params.cors_origins = value
     else:

@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use crate::{cargo, fetch};
 
@@ -14,6 +14,7 @@ pub(crate) fn run() -> Result<()> {
     step("lints", || {
         crate::run(&mut cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
     })?;
+    step("edges between crates", core_is_pure)?;
     step("what the tests need", fetch::everything)?;
     step("tests", || {
         let mut tests = match has("nextest") {
@@ -28,11 +29,31 @@ pub(crate) fn run() -> Result<()> {
         crate::run(doc.env("RUSTDOCFLAGS", "-D warnings"))
     })?;
     if has("deny") {
-        step("licences and advisories", || crate::run(&mut cargo(&["deny", "check"])))?;
+        // Advisories come over the network, and change without a change of ours.
+        let deny = ["deny", "check", "bans", "licenses", "sources"];
+        step("licences and dependencies", || crate::run(&mut cargo(&deny)))?;
     } else {
-        eprintln!("\n== cargo deny is not installed: licences and advisories were not checked");
+        eprintln!("\n== cargo deny is not installed: licences were not checked");
     }
     eprintln!("\nall passed in {:.0} s", started.elapsed().as_secs_f64());
+    Ok(())
+}
+
+/// The core does no I/O: none of what would do it may be among its dependencies.
+fn core_is_pure() -> Result<()> {
+    const IMPURE: &[&str] =
+        &["hyper", "nvml-wrapper", "procfs", "rusqlite", "rustix", "tokio", "ureq"];
+    let tree = cargo(&["tree", "--package", "berth-core", "--edges", "normal", "--prefix", "none"]);
+    let output = { tree }.output()?;
+    let tree = String::from_utf8_lossy(&output.stdout);
+    if !output.status.success() || !tree.starts_with("berth-core ") {
+        bail!("cargo tree failed");
+    }
+    for line in tree.lines().filter_map(|line| line.split(' ').next()) {
+        if IMPURE.contains(&line) || (line.starts_with("berth-") && line != "berth-core") {
+            bail!("berth-core depends on {line}");
+        }
+    }
     Ok(())
 }
 

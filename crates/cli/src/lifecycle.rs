@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use berth_cluster::local::StateDir;
 use berth_control::controller::Turn;
@@ -48,13 +48,31 @@ pub(crate) async fn settle(
     controller: &mut Controller,
     gateway: Option<&Gateway>,
 ) -> Result<Turn, Failure> {
+    let started = Instant::now();
     loop {
         let turn = controller.turn().await?;
         publish(gateway, &turn);
         if turn.is_settled {
+            output::end_progress();
             return Ok(turn);
         }
+        show_progress(&turn, started.elapsed());
         tokio::time::sleep(TURN).await;
+    }
+}
+
+/// Says what is waited for, once it takes longer than a moment.
+fn show_progress(turn: &Turn, waited: Duration) {
+    let is_done = |state| matches!(state, InstanceState::Ready | InstanceState::Failed);
+    let open: Vec<String> = turn
+        .instances
+        .iter()
+        .filter(|instance| !is_done(instance.state))
+        .map(|instance| format!("{} ({})", instance.id, instance.state.as_str()))
+        .collect();
+    if waited > Duration::from_secs(1) {
+        let open = if open.is_empty() { "what stops".to_owned() } else { open.join(", ") };
+        output::progress(&format!("{} s: waiting for {open}", waited.as_secs()));
     }
 }
 

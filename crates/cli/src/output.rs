@@ -29,6 +29,7 @@ pub(crate) fn data(line: &str) {
 
 /// A line of talk.
 pub(crate) fn talk(line: &str) {
+    end_progress();
     drop(writeln!(std::io::stderr(), "{line}"));
 }
 

@@ -72,7 +72,7 @@ impl Record {
     }
 
     /// The record after the engine has failed. A failure that must come again is final at once;
-    /// others after [`MAX_FAILURES`] in a row.
+    /// others after five in a row.
     pub fn failed(&self, is_permanent: bool, now_ms: u64) -> Self {
         let in_a_row =
             self.failed_at_ms.is_some_and(|at| now_ms.saturating_sub(at) <= FAILURE_WINDOW_MS);

@@ -26,15 +26,51 @@ fn write_facts() {
     }
 }
 
+/// A model that `cargo xtask fetch` brought.
+fn demo_model(name: &str) -> PathBuf {
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/demo/models");
+    let path = demo.join(format!("{name}.gguf"));
+    assert!(path.exists(), "{} is not here: run `cargo xtask fetch` first", path.display());
+    path
+}
+
 /// The two real models are here in whole; their files must say what was kept of them.
 #[test]
 fn kept_facts_are_those_of_the_files() {
     for name in ["SmolLM2-135M-Instruct.Q4_1", "gemma-3-270m-q4_k_m"] {
-        let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/demo/models");
-        let path = demo.join(format!("{name}.gguf"));
-        assert!(path.exists(), "{} is not here: run `cargo xtask fetch` first", path.display());
+        let path = demo_model(name);
         let kept = std::fs::read_to_string(facts_dir().join(format!("{name}.json"))).unwrap();
         let kept: ModelFacts = serde_json::from_str(&kept).unwrap();
         assert_eq!(read_facts(&path).unwrap(), kept);
     }
+}
+
+/// Real headers, damaged in many places: a model, or an error, and never a panic.
+#[test]
+fn damaged_real_files_are_refused_or_read() {
+    let path = demo_model("SmolLM2-135M-Instruct.Q4_1");
+    let mut file = std::fs::read(path).unwrap();
+    let len = file.len() as u64;
+    // The header alone; the data is not read.
+    file.truncate(2 << 20);
+    let mut state = 1_u64;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        state >> 33
+    };
+    for _ in 0..300 {
+        let changes: Vec<(usize, u8)> =
+            (0..4).map(|_| ((next() % file.len() as u64) as usize, next() as u8)).collect();
+        let saved: Vec<u8> = changes.iter().map(|(at, _)| file[*at]).collect();
+        for (at, value) in &changes {
+            file[*at] = *value;
+        }
+        if let Ok(gguf) = berth_core::model::gguf::parse(&file, len) {
+            drop(ModelFacts::from_gguf(gguf));
+        }
+        for ((at, _), value) in changes.iter().zip(saved) {
+            file[*at] = value;
+        }
+    }
+    assert!(berth_core::model::gguf::parse(&file, len).is_ok(), "undamaged again");
 }

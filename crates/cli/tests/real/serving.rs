@@ -156,3 +156,21 @@ fn a_change_under_load_cuts_nothing() {
     up.signal(Signal::INT);
     assert_eq!(up.wait().0, Some(0));
 }
+
+/// `apply` leaves engines behind, `serve` puts the gateway before them and goes without them.
+#[test]
+fn apply_serve_and_down_share_the_engines() {
+    let berth = Berth::new(15);
+    berth.spec(&harness::small("a"));
+    berth.run(&["apply"]).expect(0, &["nobody watches over it: `berth serve` does"]);
+    let pid = berth.pid("a-0");
+    let mut serve = berth.command(&["serve"]).stderr(std::process::Stdio::null()).spawn().unwrap();
+    wait_until("the gateway is ready", || ureq::get(berth.url("/ready")).call().is_ok());
+    assert!(Stream::open(&berth, "a", 5).finishes());
+    send(i32::try_from(serve.id()).unwrap(), Signal::INT);
+    assert_eq!(serve.wait().unwrap().code(), Some(0));
+    assert_eq!(berth.pid("a-0"), pid, "the engine goes on");
+    berth.run(&["down"]).expect(0, &["a-0: stopped"]);
+    assert_eq!(berth.engines(), Vec::<String>::new());
+    berth.run(&["down"]).expect(0, &[]);
+}

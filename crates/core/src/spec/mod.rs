@@ -2,7 +2,7 @@
 //!
 //! - [`raw`]: the file as it is written; strict, so a misspelt key is an error. The JSON schema
 //!   comes from these types.
-//! - [`validate`]: [`Spec`], where what can't work can't be said
+//! - `validate`: [`Spec`], where what can't work can't be said
 //! - [`error`]: errors that name line, column and the nearest right key
 //! - [`flags`]: the engines' own flags, passed through under their own names
 
