@@ -49,6 +49,8 @@ struct Bin<'a> {
     node: &'a str,
     device: &'a Device,
     budget: Bytes,
+    /// Whether others' use keeps it below what the spec would allow.
+    is_crowded: bool,
 }
 
 /// Plans `spec` on `inventory`. `binaries` are the engines' programs as they will be started,
@@ -97,16 +99,18 @@ pub fn plan(
 }
 
 fn bins<'a>(spec: &Spec, inventory: &'a Inventory) -> Vec<Bin<'a>> {
-    let devices = inventory
-        .nodes
-        .iter()
-        .flat_map(|node| node.devices.iter().map(move |device| (node.name.as_str(), device)));
-    devices.map(|(node, device)| Bin { node, device, budget: budget(spec, device) }).collect()
+    let bin = |node: &'a str, device: &'a Device| {
+        let budget_beside = |others| budget(spec, device, others);
+        let budget = budget_beside(device.used_by_others);
+        Bin { node, device, budget, is_crowded: budget < budget_beside(Bytes::ZERO) }
+    };
+    let nodes = inventory.nodes.iter();
+    nodes.flat_map(|node| node.devices.iter().map(move |device| bin(&node.name, device))).collect()
 }
 
-/// What models may take on a device together.
-fn budget(spec: &Spec, device: &Device) -> Bytes {
-    let free = device.total - device.used_by_others;
+/// What models may take on a device together, where others use so much.
+fn budget(spec: &Spec, device: &Device, used_by_others: Bytes) -> Bytes {
+    let free = device.total - used_by_others;
     let limit = match device.kind {
         DeviceKind::Host => spec.cluster.host_budget.map_or(free, |budget| budget.min(free)),
         DeviceKind::Gpu { .. } => free,
@@ -341,7 +345,7 @@ fn reason(need: Bytes, bin: &Bin<'_>, device: &PlannedDevice) -> String {
         device.budget,
         need - free
     );
-    if bin.device.used_by_others > Bytes::ZERO && device.budget + need < device.total {
+    if bin.is_crowded {
         text.push_str(&format!(
             " (the device has {}, others use {})",
             device.total, bin.device.used_by_others
