@@ -183,6 +183,21 @@ pub(crate) fn ledger(entries: &[LedgerEntry]) -> String {
     table(&rows)
 }
 
+fn devices(status: &Status) -> String {
+    let bytes = |bytes: Option<Bytes>| bytes.map_or_else(|| "-".to_owned(), |b| b.to_string());
+    let mut rows = vec![row(["device", "budget", "planned", "observed", "others"])];
+    for device in &status.devices {
+        rows.push(row([
+            &device.planned.device.to_string(),
+            &device.planned.budget.to_string(),
+            &device.planned.planned.to_string(),
+            &bytes(device.observed),
+            &bytes(device.used_by_others),
+        ]));
+    }
+    table(&rows)
+}
+
 /// What runs.
 pub(crate) fn status(status: &Status) -> String {
     let Some(digest) = &status.plan_digest else {
@@ -207,7 +222,7 @@ pub(crate) fn status(status: &Status) -> String {
             &why,
         ]));
     }
-    let mut out = vec![format!("plan {digest}, {watched}")];
+    let mut out = vec![format!("plan {digest}, {watched}"), String::new(), devices(status)];
     if status.instances.is_empty() {
         out.push("no instances".to_owned());
     } else {

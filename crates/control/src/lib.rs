@@ -15,4 +15,4 @@ pub mod status;
 
 pub use controller::{Controller, ControllerError, Event, EventKind};
 pub use journal::{Journal, JournalError};
-pub use status::{InstanceState, InstanceStatus, Status};
+pub use status::{DeviceStatus, InstanceState, InstanceStatus, Status};

@@ -2,12 +2,15 @@
 //!
 //! It works whether or not a controller runs, and after one was killed.
 
+use std::collections::BTreeMap;
+
 use berth_cluster::local::{self, StateDir, lock};
 use berth_core::Digest;
-use berth_core::inventory::{InstanceId, Inventory, ProcessMemory, RunningInstance};
+use berth_core::inventory::{DeviceKind, InstanceId, Inventory, ProcessMemory, RunningInstance};
 use berth_core::ledger::{self, Evidence, LedgerEntry};
 use berth_core::plan::{Plan, PlannedDevice, PlannedInstance};
 use berth_core::reconcile::{Phase, with_rollbacks};
+use berth_core::units::Bytes;
 use berth_engines::Diagnosis;
 use serde::Serialize;
 
@@ -22,14 +25,28 @@ pub struct Status {
     pub controller_running: bool,
     /// The address that clients use, while a controller runs.
     pub gateway: Option<std::net::SocketAddr>,
-    /// The devices, with what is planned on them.
-    pub devices: Vec<PlannedDevice>,
+    /// The devices, with what is planned on them and what is held.
+    pub devices: Vec<DeviceStatus>,
+    /// The instances that take requests, by model.
+    pub routes: BTreeMap<String, Vec<InstanceId>>,
     /// The instances.
     pub instances: Vec<InstanceStatus>,
     /// Planned, reported and observed bytes.
     pub ledger: Vec<LedgerEntry>,
     /// What could not be observed.
     pub notes: Vec<String>,
+}
+
+/// One device.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct DeviceStatus {
+    /// What is planned on it.
+    #[serde(flatten)]
+    pub planned: PlannedDevice,
+    /// What berth's instances hold there; `None` where it can't be observed.
+    pub observed: Option<Bytes>,
+    /// What others hold there now.
+    pub used_by_others: Option<Bytes>,
 }
 
 /// One instance.
@@ -121,15 +138,40 @@ pub fn read(
         ledger.extend(ledger::entries(planned, &evidence));
     }
     instances.extend(leftovers(plan.as_ref(), &inventory.instances));
+    let mut routes: BTreeMap<String, Vec<InstanceId>> = BTreeMap::new();
+    for instance in &instances {
+        let route = routes.entry(instance.model.clone()).or_default();
+        if instance.state == InstanceState::Ready {
+            route.push(instance.id.clone());
+        }
+    }
+    routes.remove("");
     Ok(Status {
         plan_digest,
         controller_running,
         gateway: plan.as_ref().filter(|_| controller_running).map(|plan| plan.gateway.listen),
-        devices: plan.map(|plan| plan.devices).unwrap_or_default(),
+        devices: plan.map(|plan| devices(plan.devices, &inventory)).unwrap_or_default(),
+        routes,
         instances,
         ledger,
         notes: inventory.notes,
     })
+}
+
+/// What is planned beside what is held. Instances run in host memory, as far as they are modelled.
+fn devices(planned: Vec<PlannedDevice>, inventory: &Inventory) -> Vec<DeviceStatus> {
+    let held: Bytes = inventory.instances.iter().map(|running| running.memory.resident).sum();
+    let status = |planned: PlannedDevice| {
+        let node = inventory.nodes.iter().find(|node| node.name == planned.node);
+        let seen = node.and_then(|node| node.devices.iter().find(|d| d.id == planned.device));
+        let is_host = seen.is_some_and(|device| device.kind == DeviceKind::Host);
+        DeviceStatus {
+            planned,
+            observed: is_host.then_some(held),
+            used_by_others: seen.map(|device| device.used_by_others),
+        }
+    };
+    planned.into_iter().map(status).collect()
 }
 
 fn find<'a>(

@@ -70,7 +70,10 @@ pub fn entries(instance: &PlannedInstance, evidence: &Evidence<'_>) -> Vec<Ledge
             None,
             evidence.peak_when_ready,
         ));
-        entries.push(entry("limit", share.footprint.total(), None, evidence.peak));
+        // A limit is no prediction, so it has no error: it holds or it doesn't.
+        let mut limit = entry("limit", share.footprint.total(), None, evidence.peak);
+        limit.error = None;
+        entries.push(limit);
     }
     entries
 }

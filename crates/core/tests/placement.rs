@@ -88,6 +88,36 @@ fn a_plan_is_complete() {
     );
 }
 
+/// Flags by any of their names, their opposites, and extra words: all count where they are known.
+#[test]
+fn flags_and_extra_words_reach_the_engine_and_the_memory_model() {
+    let with = |flags: &str, extra: &str| {
+        let text = format!(
+            "[models.smol]\nsource = \"s\"\nflags = {{ {flags} }}\nextra_args = [{extra}]\n"
+        );
+        let (_, planned) = run(&text, &host(64));
+        let instance = planned.plan.instances[0].clone();
+        (instance.args[14..].join(" "), instance.shares[0].footprint.get("kv_cache"))
+    };
+    for (flags, extra, args, kv_mib) in [
+        ("c = 2048, np = 1", "", "-c 2048 -np 1 --cache-ram 0 --ctx-checkpoints 4", 45),
+        (
+            "ctx-size = 2048, parallel = 1, mmap = false, warmup = true, cache-ram = 64",
+            "",
+            "--cache-ram 64 --ctx-size 2048 --no-mmap --parallel 1 --warmup --ctx-checkpoints 4",
+            45,
+        ),
+        (
+            "parallel = 1",
+            "\"--brand-new\", \"7\", \"-c\", \"4096\", \"-cram\", \"1\"",
+            "--parallel 1 --ctx-checkpoints 4 --brand-new 7 -c 4096 -cram 1",
+            90,
+        ),
+    ] {
+        assert_eq!(with(flags, extra), (args.to_owned(), Bytes::mib(kv_mib)), "{flags}");
+    }
+}
+
 /// What berth says would make a model fit does make it fit, and one step more does not.
 #[test]
 fn advice_is_true() {

@@ -125,6 +125,14 @@ fn bad_specs_are_told_what_to_write() {
             "s:4:1: `port` is set by berth itself | leave it out: the plan decides it",
         ),
         (
+            format!("{MODEL}[models.a.flags]\nctx-size = \"long\"\n"),
+            "s:4:1: `--ctx-size long`: expected a whole number | llama-server would refuse it",
+        ),
+        (
+            format!("{MODEL}extra_args = [\"--new\", \"--host\", \"0.0.0.0\"]\n"),
+            "s:3:24: `--host` is set by berth itself | leave it out: the plan decides it",
+        ),
+        (
             format!("{MODEL}[models.a.flags]\nc = 1\nctx-size = 2\n"),
             "s:5:1: `ctx-size` is given twice, under two of its names | keep one of them",
         ),

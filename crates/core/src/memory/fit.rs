@@ -17,8 +17,6 @@ pub enum Verdict {
     Ready,
     /// It refuses, or berth can't tell.
     Unsupported,
-    /// Its weights don't fit.
-    OomOnLoad,
 }
 
 impl Verdict {
@@ -32,7 +30,6 @@ impl Verdict {
         match self {
             Self::Ready => "ready",
             Self::Unsupported => "unsupported",
-            Self::OomOnLoad => "oom_on_load",
         }
     }
 }

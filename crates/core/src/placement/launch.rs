@@ -1,30 +1,34 @@
 //! The words that an engine is started with, less the port, which the placement decides.
 
-use crate::memory::llama_cpp::flags::{find, find_bare};
-use crate::spec::{EngineKind, ModelSpec, flags};
+use crate::memory::llama_cpp::flags;
+use crate::spec::{EngineKind, ModelSpec};
 
 /// Memory that llama-server takes only as requests come, and without a bound worth the name: past
 /// prompts in up to 8 GiB, and up to 32 states of the sliding layers for each slot. A plan counts
 /// what these flags allow, so they are small unless the spec asks for more.
 const BOUNDED: &[(&str, &str)] = &[("--cache-ram", "0"), ("--ctx-checkpoints", "4")];
 
-/// The model's own flags as words, and after them what berth pins so that the budget holds.
+/// The words that memory depends on: the model's own flags, what berth pins so that the budget
+/// holds, and what is known of the extra words.
 pub(super) fn memory_args(model: &ModelSpec) -> Vec<String> {
     match model.engine {
-        EngineKind::LlamaServer => llama_server_args(model),
+        EngineKind::LlamaServer => {
+            let mut args = llama_server_args(model);
+            args.extend(flags::known_words(&model.extra_args));
+            args
+        }
     }
 }
 
+/// The model's own flags as words, and after them what berth pins.
 fn llama_server_args(model: &ModelSpec) -> Vec<String> {
-    let dashes = |name: &str| match find_bare(name) {
-        Some((_, spelling)) if !spelling.starts_with("--") => "-",
-        _ => "--",
-    };
-    let mut args = flags::to_args(&model.flags, dashes);
+    let mut args: Vec<String> =
+        model.flags.iter().flat_map(|(name, value)| flags::words(name, value)).collect();
+    let extra = flags::known_words(&model.extra_args);
     for (flag, value) in BOUNDED {
         let is_given =
-            |word: &String| find(word).is_some_and(|found| found.spellings.contains(flag));
-        if !args.iter().any(is_given) {
+            |word: &String| flags::find(word).is_some_and(|found| found.spellings.contains(flag));
+        if !args.iter().chain(&extra).any(is_given) {
             args.extend([*flag, *value].map(str::to_owned));
         }
     }
@@ -43,7 +47,7 @@ pub(super) fn args(model: &ModelSpec, path: &str, port: u16) -> Vec<String> {
             // Pages in a browser may not talk to the engine behind the gateway's back.
             let closed = ["--no-webui", "--cors-origins", "http://127.0.0.1"];
             let own = own.into_iter().chain(seen).chain(closed).map(str::to_owned);
-            own.chain(memory_args(model)).chain(model.extra_args.iter().cloned()).collect()
+            own.chain(llama_server_args(model)).chain(model.extra_args.iter().cloned()).collect()
         }
     }
 }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
     expecting = "expected a flag's value: a text, a number, true or false, or a list"
 )]
 pub enum FlagValue {
-    /// `true` gives the bare flag; `false` leaves it out.
+    /// `true` gives the bare flag; `false` its opposite (`--no-...`) where it has one.
     Bool(bool),
     /// A whole number.
     Int(i64),
@@ -27,24 +27,18 @@ pub enum FlagValue {
 /// Flags by name, without their leading dashes, in the order of their names.
 pub type Flags = BTreeMap<String, FlagValue>;
 
-/// The command-line words of `flags`. One-letter and llama.cpp's short names (`c`, `np`, `ub`) take
-/// one dash, all others two; `dashes` decides.
-pub fn to_args(flags: &Flags, dashes: impl Fn(&str) -> &'static str) -> Vec<String> {
-    let mut args = Vec::new();
-    for (name, value) in flags {
-        push(&mut args, &format!("{}{name}", dashes(name)), value);
-    }
-    args
-}
-
-fn push(args: &mut Vec<String>, flag: &str, value: &FlagValue) {
+/// The command-line words of one flag. `spelling` has its dashes; `negative` is what turns it off,
+/// where there is such a word.
+pub fn words(spelling: &str, negative: Option<&str>, value: &FlagValue) -> Vec<String> {
     let word = match value {
-        FlagValue::Bool(true) => return args.push(flag.to_owned()),
-        FlagValue::Bool(false) => return,
-        FlagValue::List(values) => return values.iter().for_each(|value| push(args, flag, value)),
+        FlagValue::Bool(true) => return vec![spelling.to_owned()],
+        FlagValue::Bool(false) => return negative.into_iter().map(str::to_owned).collect(),
+        FlagValue::List(values) => {
+            return values.iter().flat_map(|value| words(spelling, negative, value)).collect();
+        }
         FlagValue::Int(n) => n.to_string(),
         FlagValue::Float(n) => n.to_string(),
         FlagValue::Text(text) => text.clone(),
     };
-    args.extend([flag.to_owned(), word]);
+    vec![spelling.to_owned(), word]
 }

@@ -113,9 +113,10 @@ pub struct RawModel {
     #[schemars(with = "BTreeMap<String, FlagValue>")]
     pub flags: BTreeMap<Spanned<String>, FlagValue>,
     /// Further words for the engine's command line, passed as they are: for flags that this
-    /// version of berth doesn't know. Memory that they take is not counted.
+    /// version of berth doesn't know. Memory that unknown flags take is not counted.
     #[serde(default)]
-    pub extra_args: Vec<String>,
+    #[schemars(with = "Vec<String>")]
+    pub extra_args: Vec<Spanned<String>>,
 }
 
 /// The engines that can run a model.

@@ -11,7 +11,7 @@ use toml::Spanned;
 use super::error::Problems;
 use super::raw::{Backend, EngineKind, RawModel, RawSpec, Replicas};
 use super::{Flags, SpecError};
-use crate::memory::llama_cpp::flags as llama_flags;
+use crate::memory::llama_cpp::{LlamaFlags, flags as llama_flags};
 use crate::units::Bytes;
 
 const DEFAULT_LISTEN: SocketAddr =
@@ -203,7 +203,7 @@ fn model_spec(name: Spanned<String>, raw: RawModel, problems: &mut Problems<'_>)
         replicas: raw.replicas,
         devices,
         flags: flags(raw.flags, problems),
-        extra_args: raw.extra_args,
+        extra_args: extra_args(raw.extra_args, problems),
         name: name.into_inner(),
     }
 }
@@ -273,7 +273,7 @@ fn flags(raw: BTreeMap<Spanned<String>, super::FlagValue>, problems: &mut Proble
     let mut seen: HashSet<&'static str> = HashSet::new();
     let mut flags = Flags::new();
     for (name, value) in raw {
-        if let Err((message, hint)) = check_flag(name.get_ref(), &mut seen) {
+        if let Err((message, hint)) = check_flag(name.get_ref(), &value, &mut seen) {
             problems.add_with_hint(name.span(), message, hint);
         }
         flags.insert(name.into_inner(), value);
@@ -281,9 +281,27 @@ fn flags(raw: BTreeMap<Spanned<String>, super::FlagValue>, problems: &mut Proble
     flags
 }
 
+/// Extra words may say anything but what berth decides.
+fn extra_args(raw: Vec<Spanned<String>>, problems: &mut Problems<'_>) -> Vec<String> {
+    for word in &raw {
+        if llama_flags::find(word.get_ref()).is_some_and(llama_flags::Flag::set_by_berth) {
+            problems.add_with_hint(
+                word.span(),
+                format!("`{}` is set by berth itself", word.get_ref()),
+                "leave it out: the plan decides it",
+            );
+        }
+    }
+    raw.into_iter().map(Spanned::into_inner).collect()
+}
+
 /// What is wrong with a flag of llama-server, and what to write instead. Flags may be there once,
 /// under any one of their names.
-fn check_flag(name: &str, seen: &mut HashSet<&'static str>) -> Result<(), (String, String)> {
+fn check_flag(
+    name: &str,
+    value: &super::FlagValue,
+    seen: &mut HashSet<&'static str>,
+) -> Result<(), (String, String)> {
     let bare = name.trim_start_matches('-');
     if bare != name {
         return Err(("write flags without their dashes".to_owned(), format!("write `{bare}`")));
@@ -308,7 +326,9 @@ fn check_flag(name: &str, seen: &mut HashSet<&'static str>) -> Result<(), (Strin
             format!("`{name}` is given twice, under two of its names"),
             "keep one of them".to_owned(),
         )),
-        Some(_) => Ok(()),
+        Some(_) => LlamaFlags::from_args(&llama_flags::words(name, value))
+            .map(drop)
+            .map_err(|error| (error.to_string(), "llama-server would refuse it".to_owned())),
     }
 }
 

@@ -6,6 +6,8 @@
 use std::sync::LazyLock;
 
 use crate::model::GgmlType;
+use crate::spec::FlagValue;
+use crate::spec::flags;
 
 /// One flag of llama-server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,6 +82,34 @@ pub fn find_bare(name: &str) -> Option<(&'static Flag, &'static str)> {
         let spelling = flag.spellings.iter().find(|s| s.trim_start_matches('-') == name)?;
         Some((flag, *spelling))
     })
+}
+
+/// The words of one flag of a spec. A name that is not in the table gets two dashes.
+pub fn words(name: &str, value: &FlagValue) -> Vec<String> {
+    let Some((flag, spelling)) = find_bare(name) else {
+        return flags::words(&format!("--{name}"), None, value);
+    };
+    let negative = format!("--no-{name}");
+    let negative = flag.spellings.iter().copied().find(|spelling| *spelling == negative);
+    flags::words(spelling, negative, value)
+}
+
+/// Of words that may be for a later llama-server, those that are known here, with their values.
+pub fn known_words(words: &[String]) -> Vec<String> {
+    let mut known = Vec::new();
+    let mut rest = words.iter().peekable();
+    while let Some(word) = rest.next() {
+        let Some(flag) = find(word) else { continue };
+        known.push(word.clone());
+        let count = match flag.values {
+            Values::Exactly(count) => count,
+            Values::AtMostOne => {
+                usize::from(rest.peek().is_some_and(|next| !next.starts_with('-')))
+            }
+        };
+        known.extend(rest.by_ref().take(count).cloned());
+    }
+    known
 }
 
 /// Whether flash attention is used.
