@@ -12,12 +12,13 @@ use berth_core::inventory::{InstanceId, RunningInstance};
 use berth_core::plan::{Plan, PlannedInstance};
 use berth_core::reconcile::{self, Action, Phase, Record};
 use berth_engines::{Cause, Diagnosis, ExitKind, Health, health, llama_server};
-use serde::Serialize;
 use tokio::sync::mpsc;
 
 use crate::clock::now_ms;
 use crate::crash;
+use crate::event::{Event, EventKind};
 use crate::journal::{InstanceEntry, Journal, JournalError, JournalledPlan};
+use crate::log_file;
 use crate::status::{InstanceStatus, status_of};
 
 /// An engine that isn't ready after this long is stopped.
@@ -26,45 +27,6 @@ const START_LIMIT_MS: u64 = 15 * 60 * 1000;
 const DRAIN_LIMIT_MS: u64 = 30 * 1000;
 /// A process that was asked to end may take this long.
 const STOP_LIMIT_MS: u64 = 10 * 1000;
-/// Of a log, at most this much is read from its start or its end.
-const LOG_PART: u64 = 4 << 20;
-
-/// Something that happened to an instance.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Event {
-    /// The instance.
-    pub instance: InstanceId,
-    /// What happened.
-    pub kind: EventKind,
-}
-
-/// What happened to an instance.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum EventKind {
-    /// It was found running and taken over.
-    Adopted,
-    /// Its engine was started.
-    Started,
-    /// Its engine is ready.
-    Ready {
-        /// Milliseconds since its start.
-        after_ms: u64,
-    },
-    /// Its engine failed.
-    Failed {
-        /// Why.
-        diagnosis: Diagnosis,
-        /// When it will be started again; never, where there is no time.
-        retry_in_ms: Option<u64>,
-    },
-    /// It goes back to its earlier configuration.
-    RolledBack,
-    /// It was asked to end.
-    Stopping,
-    /// Its processes have ended.
-    Stopped,
-}
 
 /// Why a turn could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -484,23 +446,13 @@ impl Controller {
 
     /// The start of an instance's log: what it says about memory is there.
     fn log_head(&self, id: &InstanceId) -> String {
-        read_part(&self.dir.log(id), |_| 0).unwrap_or_default()
+        log_file::head(&self.dir.log(id))
     }
 
     /// The end of an instance's log: why it ended is there.
     fn log_tail(&self, id: &InstanceId) -> String {
-        read_part(&self.dir.log(id), |len| len.saturating_sub(LOG_PART)).unwrap_or_default()
+        log_file::tail(&self.dir.log(id))
     }
-}
-
-fn read_part(path: &std::path::Path, start: impl Fn(u64) -> u64) -> io::Result<String> {
-    use std::io::{Read as _, Seek as _, SeekFrom};
-    let mut file = File::open(path)?;
-    let len = file.metadata()?.len();
-    file.seek(SeekFrom::Start(start(len)))?;
-    let mut bytes = Vec::new();
-    file.take(LOG_PART).read_to_end(&mut bytes)?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 fn not_ready_in_time(waited_ms: u64) -> Diagnosis {

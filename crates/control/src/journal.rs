@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use berth_core::Digest;
 use berth_core::inventory::{InstanceId, ProcessMemory};
 use berth_core::ledger::Reported;
 use berth_core::plan::{Plan, PlannedInstance};
@@ -20,6 +19,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::crash;
+use crate::status::PastEvent;
 
 /// The layout of the tables; a file with a later one is refused.
 const VERSION: i64 = 1;
@@ -363,26 +363,19 @@ impl Journal {
         )
     }
 
-    /// The newest events, the newest last: time, instance, text.
+    /// The newest events, the newest last.
     ///
     /// # Errors
     /// Where the journal can't be read.
-    pub fn events(&self, count: u32) -> Result<Vec<(u64, InstanceId, String)>, JournalError> {
+    pub fn events(&self, count: u32) -> Result<Vec<PastEvent>, JournalError> {
         let sql =
             format!("SELECT at_ms, instance, what FROM events ORDER BY seq DESC LIMIT {count}");
-        let mut events = self.rows(&sql, |row| {
-            let at: i64 = row.get(0)?;
-            Ok((at.unsigned_abs(), InstanceId(row.get(1)?), row.get(2)?))
-        })?;
-        events.reverse();
-        Ok(events)
-    }
-
-    /// The digest of the plan in force.
-    ///
-    /// # Errors
-    /// Where the journal can't be read.
-    pub fn current_digest(&self) -> Result<Option<Digest>, JournalError> {
-        Ok(self.current()?.map(|journalled| journalled.plan.digest()))
+        let rows: Vec<(i64, String, String)> =
+            self.rows(&sql, |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+        let event = |(at_ms, instance, what): (i64, String, String)| {
+            let what = self.read(&what)?;
+            Ok(PastEvent { at_ms: at_ms.unsigned_abs(), instance: InstanceId(instance), what })
+        };
+        rows.into_iter().rev().map(event).collect()
     }
 }

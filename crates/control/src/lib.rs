@@ -1,5 +1,6 @@
 //! The loop that makes a plan so and keeps it so.
 //!
+//! - [`event`]: what happens to instances
 //! - [`journal`]: plans, records and events in SQLite, written before anything is done
 //! - [`controller`]: one turn of the loop: observe, decide (in `berth-core`), act
 //! - [`status`]: what is planned, reported and observed, for people and programs
@@ -10,9 +11,12 @@
 pub mod clock;
 pub mod controller;
 pub mod crash;
+pub mod event;
 pub mod journal;
+mod log_file;
 pub mod status;
 
-pub use controller::{Controller, ControllerError, Event, EventKind};
+pub use controller::{Controller, ControllerError};
+pub use event::{Event, EventKind};
 pub use journal::{Journal, JournalError};
 pub use status::{DeviceStatus, InstanceState, InstanceStatus, Status};

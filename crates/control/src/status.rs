@@ -33,9 +33,25 @@ pub struct Status {
     pub instances: Vec<InstanceStatus>,
     /// Planned, reported and observed bytes.
     pub ledger: Vec<LedgerEntry>,
+    /// What happened last, the newest last.
+    pub events: Vec<PastEvent>,
     /// What could not be observed.
     pub notes: Vec<String>,
 }
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PastEvent {
+    /// When, in milliseconds since 1970.
+    pub at_ms: u64,
+    /// To which instance.
+    pub instance: InstanceId,
+    /// What, as JSON.
+    pub what: serde_json::Value,
+}
+
+/// Events that a status shows.
+const EVENTS: u32 = 50;
 
 /// One device.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -154,6 +170,7 @@ pub fn read(
         routes,
         instances,
         ledger,
+        events: journal.events(EVENTS)?,
         notes: inventory.notes,
     })
 }

@@ -9,7 +9,7 @@ use crate::memory::{Fit, fit};
 use crate::model::ModelFacts;
 use crate::plan::{DeviceShare, Plan, PlannedDevice, PlannedInstance};
 use crate::report::{ModelReport, PlanReport, PlanVerdict};
-use crate::spec::{EngineKind, ModelSpec, Spec};
+use crate::spec::{EngineKind, ModelSpec, PORT_RANGE, Spec};
 use crate::units::Bytes;
 
 /// A model's file, found and read.
@@ -40,9 +40,6 @@ pub enum PlanError {
     #[error("no free port from {0} upwards: set first_port in [cluster] to another range")]
     NoPort(u16),
 }
-
-/// Ports that may be tried from the spec's first one upwards.
-const PORT_RANGE: u16 = 1_000;
 
 /// One bin of the placement: a device of a node with what models may take there.
 struct Bin<'a> {

@@ -14,6 +14,7 @@ mod validate;
 pub use error::{SpecError, SpecProblem};
 pub use flags::{FlagValue, Flags};
 pub use raw::{Backend, EngineKind, Replicas};
+pub(crate) use validate::PORT_RANGE;
 pub use validate::{ClusterSpec, DeviceSelector, GatewaySpec, ModelSpec, Source, Spec};
 
 /// The JSON schema of the file, for editors; a test keeps `berth.schema.json` equal to it.
