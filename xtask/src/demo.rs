@@ -20,7 +20,7 @@ const READY_LIMIT: Duration = Duration::from_secs(300);
 pub(crate) fn run(once: bool) -> Result<()> {
     fetch::engine_and_models()?;
     eprintln!("building berth");
-    crate::run(&mut cargo(&["build", "--package", "berth"]))?;
+    crate::run(&mut cargo(&["build", "--workspace", "--bin", "berth"]))?;
     let started = Instant::now();
     let address = free_address()?;
     keep_running_on_ctrl_c();
@@ -29,23 +29,33 @@ pub(crate) fn run(once: bool) -> Result<()> {
             .spawn()
             .context("can't start berth")?;
     let held = exercise(&mut berth, address, started);
-    if let Err(error) = &held {
-        eprintln!("error: {error:#}");
-    }
-    if once || held.is_err() {
-        interrupt(&berth);
-    } else {
+    if !once && held.is_ok() {
         eprintln!(
             "\nThe gateway is at http://{address}/v1 for any OpenAI client. Ctrl-C stops it all."
         );
+    } else {
+        interrupt(&mut berth)?;
     }
     let status = berth.wait()?;
-    held?;
-    if !status.success() {
-        bail!("berth ended with {status}");
+    match held {
+        // Ctrl-C came before everything was up: that is no failure.
+        Err(error) if error.is::<Stopped>() && status.success() => Ok(()),
+        held if status.success() => held,
+        _ => bail!("berth ended with {status}"),
     }
-    Ok(())
 }
+
+/// berth ended before it was asked to.
+#[derive(Debug)]
+struct Stopped;
+
+impl std::fmt::Display for Stopped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("berth ended before it was ready")
+    }
+}
+
+impl std::error::Error for Stopped {}
 
 fn exercise(berth_up: &mut Child, address: SocketAddr, started: Instant) -> Result<()> {
     wait_until_ready(berth_up, address)?;
@@ -88,8 +98,8 @@ fn free_address() -> Result<SocketAddr> {
 fn wait_until_ready(berth_up: &mut Child, address: SocketAddr) -> Result<()> {
     let deadline = Instant::now() + READY_LIMIT;
     loop {
-        if let Some(status) = berth_up.try_wait()? {
-            bail!("berth ended with {status} before it was ready");
+        if berth_up.try_wait()?.is_some() {
+            return Err(Stopped.into());
         }
         if ureq::get(format!("http://{address}/ready")).call().is_ok() {
             return Ok(());
@@ -155,9 +165,11 @@ fn keep_running_on_ctrl_c() {
     });
 }
 
-fn interrupt(child: &Child) {
+/// Asks berth to stop, if it still runs.
+fn interrupt(child: &mut Child) -> Result<()> {
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-    if pid.is_some_and(|pid| kill_process(pid, Signal::INT).is_err()) {
-        eprintln!("berth has ended already");
+    if let (None, Some(pid)) = (child.try_wait()?, pid) {
+        kill_process(pid, Signal::INT)?;
     }
+    Ok(())
 }
