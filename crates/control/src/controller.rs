@@ -92,7 +92,8 @@ impl Controller {
         in_flight: InFlight,
         events: mpsc::UnboundedSender<Event>,
     ) -> Result<Option<Self>, ControllerError> {
-        let lock = lock::try_lock(&dir.controller_lock()).map_err(ControllerError::Lock)?;
+        let lock =
+            lock::try_lock_patiently(&dir.controller_lock()).map_err(ControllerError::Lock)?;
         let Some(lock) = lock else { return Ok(None) };
         let journal = Journal::open(&dir.journal())?;
         Ok(Some(Self {
@@ -309,7 +310,7 @@ impl Controller {
         rollbacks.insert(id.clone(), earlier.clone());
         let fits = reconcile::keeps_budgets(&reconcile::with_rollbacks(&current.plan, &rollbacks));
         if changed && fits {
-            self.journal.set_rollback(&earlier)?;
+            self.journal.set_rollback(current.seq, &earlier)?;
             self.rollbacks = rollbacks;
             self.emit(id, EventKind::RolledBack)?;
         }

@@ -44,7 +44,7 @@ const SCHEMA: &str = "
         reported TEXT,
         memory_when_ready TEXT
     );
-    CREATE TABLE rollbacks (id TEXT PRIMARY KEY, instance TEXT NOT NULL);
+    CREATE TABLE rollbacks (id TEXT PRIMARY KEY, seq INTEGER NOT NULL, instance TEXT NOT NULL);
     CREATE TABLE events (
         seq INTEGER PRIMARY KEY AUTOINCREMENT,
         at_ms INTEGER NOT NULL,
@@ -333,19 +333,22 @@ impl Journal {
     /// # Errors
     /// Where the journal can't be read.
     pub fn rollbacks(&self) -> Result<BTreeMap<InstanceId, PlannedInstance>, JournalError> {
-        let sql = "SELECT id, instance FROM rollbacks";
+        let sql = "SELECT id, instance FROM rollbacks WHERE seq = (SELECT max(seq) FROM plans)";
         let rows: Vec<(String, String)> = self.rows(sql, |row| Ok((row.get(0)?, row.get(1)?)))?;
         let read = |(id, json): (String, String)| Ok((InstanceId(id), self.read(&json)?));
         rows.into_iter().map(read).collect()
     }
 
-    /// Notes that an instance goes back to an earlier configuration.
+    /// Notes that an instance of plan number `seq` goes back to an earlier configuration.
     ///
     /// # Errors
     /// Where the journal can't be written.
-    pub fn set_rollback(&self, earlier: &PlannedInstance) -> Result<(), JournalError> {
+    pub fn set_rollback(&self, seq: i64, earlier: &PlannedInstance) -> Result<(), JournalError> {
         let json = self.write(earlier)?;
-        self.execute("INSERT OR REPLACE INTO rollbacks VALUES (?1, ?2)", [&earlier.id.0, &json])
+        self.execute(
+            "INSERT OR REPLACE INTO rollbacks VALUES (?1, ?2, ?3)",
+            params![earlier.id.0, seq, json],
+        )
     }
 
     /// Appends to the history.

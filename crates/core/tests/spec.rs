@@ -105,6 +105,10 @@ fn bad_specs_are_told_what_to_write() {
             "s:2:10: `hub:only-a-name` does not name a file on a hub | write hub:OWNER/NAME/FILE.gguf",
         ),
         (
+            "[models.a]\nsource = \"hub:../../x.gguf\"\n".to_owned(),
+            "s:2:10: `hub:../../x.gguf` does not name a file on a hub | write hub:OWNER/NAME/FILE.gguf",
+        ),
+        (
             "[models.a]\nsource = \"hub:o/n/../../x.gguf\"\n".to_owned(),
             "s:2:10: `hub:o/n/../../x.gguf` does not name a file on a hub | write hub:OWNER/NAME/FILE.gguf",
         ),

@@ -16,8 +16,8 @@ pub use hub::{Hub, HubError};
 /// The first read of a header; it grows fourfold while the header goes on. Most headers with their
 /// vocabulary have some MiB.
 const FIRST_READ: u64 = 1 << 20;
-/// Headers beyond this are not believed.
-const MAX_HEADER: u64 = 1 << 30;
+/// Headers beyond this are not believed: the largest vocabularies make some 20 MiB.
+const MAX_HEADER: u64 = 256 << 20;
 
 /// Why there is no model to plan with.
 #[derive(Debug, thiserror::Error)]

@@ -72,6 +72,8 @@ impl Berth {
         command.args(args).current_dir(self.folder.path()).stdin(Stdio::null());
         command.env("BERTH_STATE", self.folder.path().join("state"));
         command.env_remove("RUST_LOG");
+        // What an engine takes from its environment must not change what was planned.
+        command.env("LLAMA_ARG_N_PARALLEL", "3").env("LLAMA_ARG_CTX_SIZE", "64");
         command
     }
 

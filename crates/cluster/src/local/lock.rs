@@ -4,6 +4,7 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 /// Takes the lock at `path`, or says `None` where somebody else has it.
 ///
@@ -17,6 +18,25 @@ pub fn try_lock(path: &Path) -> io::Result<Option<File>> {
         Err(TryLockError::Error(error)) => Err(error),
     }
 }
+
+/// Takes the lock at `path` although somebody may be looking at it for a moment, as
+/// [`is_held`] does.
+///
+/// # Errors
+/// Where the file can't be opened or locked at all.
+pub fn try_lock_patiently(path: &Path) -> io::Result<Option<File>> {
+    for _ in 0..LOOKS {
+        if let Some(lock) = try_lock(path)? {
+            return Ok(Some(lock));
+        }
+        std::thread::sleep(LOOK);
+    }
+    try_lock(path)
+}
+
+/// Looking takes microseconds; this is patience for many who look.
+const LOOKS: u32 = 10;
+const LOOK: Duration = Duration::from_millis(10);
 
 /// Whether somebody holds the lock at `path`.
 ///

@@ -67,7 +67,11 @@ pub fn spawn(
     let log = OpenOptions::new().create(true).write(true).truncate(true).open(&log_path);
     let log = log.map_err(state(log_path.clone()))?;
     let log_too = log.try_clone().map_err(state(log_path))?;
-    let child = Command::new(&instance.binary)
+    let mut command = Command::new(&instance.binary);
+    for (name, _) in std::env::vars_os().filter(|(name, _)| is_withheld(&name.to_string_lossy())) {
+        command.env_remove(name);
+    }
+    let child = command
         .args(&instance.args)
         .env(MARKER, format!("{state_id} {} {}", instance.id, instance.config()))
         .stdin(Stdio::from(lock))
@@ -85,6 +89,12 @@ pub fn spawn(
         memory: ProcessMemory::default(),
     };
     Ok((child, running))
+}
+
+/// Variables that an engine doesn't get: those that would change what the plan says (llama-server
+/// takes any flag from `LLAMA_ARG_...`), and secrets that it has no use for.
+fn is_withheld(name: &str) -> bool {
+    name.starts_with("LLAMA_") || matches!(name, "HF_TOKEN" | "HUGGING_FACE_HUB_TOKEN")
 }
 
 /// The instances of this state folder that run, found in the process table.

@@ -129,6 +129,8 @@ pub enum FactsError {
 const MAX_LAYERS: u64 = 1 << 10;
 const MAX_WIDTH: u64 = 1 << 20;
 const MAX_HEADS: u64 = 1 << 12;
+/// Each expert that a token uses is an operation in the graph.
+const MAX_EXPERTS_USED: u64 = 128;
 const MAX_VOCAB: u64 = 1 << 24;
 const MAX_CONTEXT: u64 = 1 << 31;
 
@@ -289,7 +291,7 @@ impl Keys<'_> {
         }
         Ok(Some(Experts {
             count,
-            used: self.needed("expert_used_count", count)?,
+            used: self.needed("expert_used_count", count.min(MAX_EXPERTS_USED))?,
             feed_forward_length: self.needed("expert_feed_forward_length", MAX_WIDTH)?,
         }))
     }

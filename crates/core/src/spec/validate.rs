@@ -232,7 +232,7 @@ fn source(raw: &Spanned<String>, problems: &mut Problems<'_>) -> Source {
     let mut parts = hub.splitn(3, '/').map(str::to_owned);
     match (parts.next(), parts.next(), parts.next()) {
         (Some(owner), Some(name), Some(file))
-            if !owner.is_empty() && !name.is_empty() && is_plain_file(&file) =>
+            if is_plain_name(&owner) && is_plain_name(&name) && is_plain_file(&file) =>
         {
             Source::Hub { repo: format!("{owner}/{name}"), file }
         }
@@ -247,8 +247,14 @@ fn source(raw: &Spanned<String>, problems: &mut Problems<'_>) -> Source {
     }
 }
 
+/// Names become parts of paths in the cache: nothing may lead out of it.
+fn is_plain_name(name: &str) -> bool {
+    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    !name.is_empty() && !name.starts_with('.') && name.chars().all(good)
+}
+
 fn is_plain_file(file: &str) -> bool {
-    file.ends_with(".gguf") && file.split('/').all(|part| !part.is_empty() && part != "..")
+    file.ends_with(".gguf") && file.split('/').all(is_plain_name)
 }
 
 fn selector(raw: &Spanned<String>, problems: &mut Problems<'_>) -> Option<DeviceSelector> {

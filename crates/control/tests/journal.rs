@@ -1,0 +1,102 @@
+//! The journal: what is committed is there, and what does not belong is refused.
+
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
+use berth_control::journal::InstanceEntry;
+use berth_control::{Journal, JournalError};
+use berth_core::Plan;
+use berth_core::inventory::InstanceId;
+use berth_core::plan::PlannedInstance;
+use berth_core::reconcile::Record;
+use berth_core::spec::{EngineKind, GatewaySpec};
+
+fn instance(args: &str) -> PlannedInstance {
+    PlannedInstance {
+        id: InstanceId("a-0".into()),
+        model: "a".into(),
+        engine: EngineKind::LlamaServer,
+        binary: "llama-server".into(),
+        args: vec![args.into()],
+        port: 1,
+        node: "n".into(),
+        shares: Vec::new(),
+    }
+}
+
+fn plan(args: &str, parent: Option<&Plan>) -> Plan {
+    let nothing = Plan::nothing(GatewaySpec::default(), parent.map(Plan::digest));
+    Plan { instances: vec![instance(args)], ..nothing }
+}
+
+#[test]
+fn plans_follow_each_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("berth.db");
+    let mut journal = Journal::open(&path).unwrap();
+    assert_eq!(journal.current().unwrap(), None);
+    let first = plan("1", None);
+    let seq = journal.commit(&first, None, 5).unwrap();
+    assert!(matches!(journal.commit(&plan("2", None), None, 6), Err(JournalError::Stale)));
+    let second = plan("2", Some(&first));
+    journal.commit(&second, None, 7).unwrap();
+
+    let id = journal.state_id().unwrap();
+    drop(journal);
+    let journal = Journal::open(&path).unwrap();
+    assert_eq!(journal.state_id().unwrap(), id, "the state keeps its name");
+    let current = journal.current().unwrap().unwrap();
+    assert_eq!((current.plan, current.at_ms), (second, 7));
+    assert_eq!(journal.before(current.seq).unwrap().unwrap().plan, first);
+    assert_eq!(journal.before(seq).unwrap(), None);
+}
+
+/// A new plan gives what failed another chance; what runs goes on.
+#[test]
+fn a_new_plan_gives_what_failed_another_chance() {
+    let starting = Record::starting(instance("1").config(), None, 1);
+    for (record, is_kept) in [
+        (starting.ready(2), true),
+        (starting.clone(), true),
+        (starting.failed(false, 2), false),
+        (starting.failed(true, 2), false),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut journal = Journal::open(&folder.path().join("berth.db")).unwrap();
+        let first = plan("1", None);
+        journal.commit(&first, None, 1).unwrap();
+        let phase = record.phase;
+        journal.set_instance(&instance("1").id, &InstanceEntry::new(record, None)).unwrap();
+        journal.commit(&plan("2", Some(&first)), None, 3).unwrap();
+        assert_eq!(!journal.instances().unwrap().is_empty(), is_kept, "{phase:?}");
+    }
+}
+
+/// A rollback belongs to the plan that it was made for, even where it is noted late.
+#[test]
+fn rollbacks_end_with_their_plan() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut journal = Journal::open(&folder.path().join("berth.db")).unwrap();
+    let first = plan("1", None);
+    let seq = journal.commit(&first, None, 1).unwrap();
+    journal.set_rollback(seq, &instance("0")).unwrap();
+    assert_eq!(journal.rollbacks().unwrap().len(), 1);
+    journal.commit(&plan("2", Some(&first)), None, 2).unwrap();
+    assert!(journal.rollbacks().unwrap().is_empty());
+    journal.set_rollback(seq, &instance("0")).unwrap();
+    assert!(journal.rollbacks().unwrap().is_empty());
+}
+
+#[test]
+fn files_that_are_no_journal_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let damaged = folder.path().join("damaged.db");
+    std::fs::write(
+        &damaged,
+        "this is no database, but long enough to be looked at as one".repeat(99),
+    )
+    .unwrap();
+    assert!(matches!(Journal::open(&damaged), Err(JournalError::Sqlite { .. })));
+    assert!(std::fs::read(&damaged).unwrap().starts_with(b"this is no"), "and left as it was");
+    let nowhere = folder.path().join("no/such/folder/berth.db");
+    assert!(matches!(Journal::open(&nowhere), Err(JournalError::Sqlite { .. })));
+}
