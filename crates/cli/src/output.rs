@@ -205,7 +205,7 @@ pub(crate) fn status(status: &Status) -> String {
     };
     let watched = match (status.controller_running, status.gateway) {
         (true, Some(gateway)) => format!("watched over; gateway at http://{gateway}"),
-        (true, None) => "watched over".to_owned(),
+        (true, None) => "a change is being made".to_owned(),
         (false, _) => "nobody watches over it: `berth serve` does".to_owned(),
     };
     let mut rows = vec![row(["instance", "model", "state", "port", "pid", "resident", "why"])];

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use berth_cluster::local::{self, StateDir};
 use berth_control::Journal;
-use berth_core::placement::{self, LocatedModel, Planned};
+use berth_core::placement::{self, Found, LocatedModel, Planned};
 use berth_core::spec::{EngineKind, Spec};
 use berth_core::{Inventory, Plan};
 use berth_engines::binary;
@@ -52,13 +52,16 @@ pub(crate) fn plan(
         }
         spec.gateway.listen = listen;
     }
-    let base = file.parent().unwrap_or(Path::new("."));
+    let base = file.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let base = base.unwrap_or(Path::new("."));
+    let folder = std::path::absolute(base).map_err(Failure::new)?.to_string_lossy().into_owned();
     let binaries = binaries(&spec, base)?;
     let models = models(&spec, base)?;
+    let found = Found { folder, binaries, models };
     let inventory = inventory(journal)?;
     let current = journal.current()?.map(|journalled| journalled.plan);
-    let planned = placement::plan(&spec, &inventory, &binaries, &models, current.as_ref())
-        .map_err(Failure::bad_spec)?;
+    let planned =
+        placement::plan(&spec, &inventory, &found, current.as_ref()).map_err(Failure::bad_spec)?;
     check(&planned, &spec, &inventory)?;
     Ok(planned)
 }

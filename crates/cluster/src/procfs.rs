@@ -9,6 +9,8 @@ use procfs::net::TcpState;
 use procfs::process::{FDTarget, Process};
 use procfs::{Current, ProcResult};
 
+use crate::cgroup;
+
 /// A process that carries a marker in its environment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Marked {
@@ -16,6 +18,8 @@ pub struct Marked {
     pub pid: u32,
     /// Its parent's id.
     pub parent: u32,
+    /// Its process group.
+    pub group: u32,
     /// When the kernel started it, in clock ticks after boot.
     pub started_ticks: u64,
     /// The marker's value.
@@ -35,6 +39,7 @@ pub fn processes_with(variable: &str) -> Vec<Marked> {
             Some(Marked {
                 pid: u32::try_from(stat.pid).ok()?,
                 parent: u32::try_from(stat.ppid).ok()?,
+                group: u32::try_from(stat.pgrp).ok()?,
                 started_ticks: stat.starttime,
                 value,
             })
@@ -67,22 +72,26 @@ pub fn memory(pid: u32) -> Option<ProcessMemory> {
     })
 }
 
-/// The host's memory as a device. `own` is what berth's instances hold themselves: their pages are
-/// not others'. Pages of mapped files count as available already.
+/// The host's memory as a device: the machine's, or the control group's where that allows less.
+/// `own` is what berth's instances hold themselves: their pages are not others'. Pages of mapped
+/// files count as available already.
 ///
 /// # Errors
 /// Where /proc/meminfo can't be read.
 pub fn host(own: Bytes) -> ProcResult<Device> {
     let info = procfs::Meminfo::current()?;
-    let total = Bytes(info.mem_total);
-    let available = Bytes(info.mem_available.unwrap_or(info.mem_free));
-    let device = Device {
+    let mut total = Bytes(info.mem_total);
+    let mut available = Bytes(info.mem_available.unwrap_or(info.mem_free));
+    for limit in cgroup::limits() {
+        total = total.min(limit.total);
+        available = available.min(limit.available);
+    }
+    Ok(Device {
         id: DeviceId::host(),
         kind: DeviceKind::Host,
         total,
         used_by_others: total - available - own,
-    };
-    Ok(device)
+    })
 }
 
 /// Listening TCP ports with the socket of each.

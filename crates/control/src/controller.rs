@@ -7,7 +7,6 @@ use std::process::Child;
 use std::sync::Arc;
 
 use berth_cluster::local::{SpawnError, StateDir, lock, owns_port, process};
-use berth_cluster::procfs;
 use berth_core::inventory::{InstanceId, RunningInstance};
 use berth_core::plan::{Plan, PlannedInstance};
 use berth_core::reconcile::{self, Action, Phase, Record};
@@ -19,14 +18,14 @@ use crate::crash;
 use crate::event::{Event, EventKind};
 use crate::journal::{InstanceEntry, Journal, JournalError, JournalledPlan};
 use crate::log_file;
+use crate::pulse::Pulse;
 use crate::status::{InstanceStatus, status_of};
+use crate::stops::{Patience, Step, Stops};
 
 /// An engine that isn't ready after this long is stopped.
 const START_LIMIT_MS: u64 = 15 * 60 * 1000;
-/// Requests on an instance that is to stop may take this long to end.
-const DRAIN_LIMIT_MS: u64 = 30 * 1000;
-/// A process that was asked to end may take this long.
-const STOP_LIMIT_MS: u64 = 10 * 1000;
+/// Of an engine that had been ready, only the last lines of its log say why it ended.
+const LAST_LINES: usize = 50;
 
 /// Why a turn could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -59,18 +58,12 @@ pub struct Controller {
     exits: HashMap<u32, ExitKind>,
     /// The process that each instance had last.
     pids: HashMap<InstanceId, u32>,
-    stopping: HashMap<u32, Stopping>,
+    stops: Stops,
+    patience: Patience,
+    pulse: Pulse,
     is_first_turn: bool,
     /// Held until the end.
     _lock: File,
-}
-
-/// How far a stop has come.
-#[derive(Clone, Copy)]
-enum Stopping {
-    Draining { since_ms: u64 },
-    Asked { since_ms: u64 },
-    Killed,
 }
 
 /// What a turn came to.
@@ -109,7 +102,9 @@ impl Controller {
             children: HashMap::new(),
             exits: HashMap::new(),
             pids: HashMap::new(),
-            stopping: HashMap::new(),
+            stops: Stops::default(),
+            patience: Patience::Drain,
+            pulse: Pulse::default(),
             is_first_turn: true,
             _lock: lock,
         }))
@@ -118,6 +113,18 @@ impl Controller {
     /// The journal.
     pub fn journal_mut(&mut self) -> &mut Journal {
         &mut self.journal
+    }
+
+    /// How patient stops are from now on.
+    pub fn set_patience(&mut self, patience: Patience) {
+        self.patience = patience;
+    }
+
+    /// Asks everything that runs to end, without the journal: for when it can't be written.
+    pub fn stop_without_journal(&mut self) {
+        for instance in process::running(&self.state_id) {
+            process::terminate(&instance);
+        }
     }
 
     /// One turn. Call it again after a moment; nothing is lost between turns, and everything that
@@ -133,12 +140,14 @@ impl Controller {
         }
         let plan = self.effective_plan();
         self.note_ends(&plan)?;
-        self.note_returns(&plan)?;
+        self.note_found(&plan)?;
         self.note_ready(&plan).await?;
+        self.note_lost(&plan).await?;
+        self.roll_back(&plan)?;
         let plan = self.effective_plan();
         for action in reconcile::next_actions(&plan, &self.running, &self.records(), now_ms()) {
             match action {
-                Action::Stop(instance) => self.stop(&instance),
+                Action::Stop(instance) => self.stop(&instance)?,
                 Action::Start(id) => self.start(&plan, &id)?,
             }
         }
@@ -206,24 +215,21 @@ impl Controller {
         let plan = self.effective_plan();
         for planned in &plan.instances {
             let runs = self.find_running(planned).is_some();
-            let entry = self.entries.get(&planned.id);
-            let record = entry.map(|entry| &entry.record);
-            let record = record.filter(|record| record.config == planned.config()).cloned();
-            match (runs, record) {
-                (true, Some(_)) => self.emit(&planned.id, EventKind::Adopted)?,
-                (true, None) => {
-                    self.emit(&planned.id, EventKind::Adopted)?;
-                    let record = Record::starting(planned.config(), None, now_ms());
-                    self.set(&planned.id, InstanceEntry::new(record, None))?;
-                }
-                (false, Some(record)) if record.phase == Phase::Starting => {
-                    self.entries.remove(&planned.id);
-                    self.journal.forget_instance(&planned.id)?;
-                }
-                (false, _) => {}
+            let record = self.record(planned);
+            if runs && record.is_some() {
+                self.emit(&planned.id, EventKind::Adopted)?;
+            } else if !runs && record.is_some_and(|record| record.phase == Phase::Starting) {
+                self.entries.remove(&planned.id);
+                self.journal.forget_instance(&planned.id)?;
             }
         }
         Ok(())
+    }
+
+    /// What is recorded of an instance as it is planned.
+    fn record(&self, planned: &PlannedInstance) -> Option<&Record> {
+        let record = self.entries.get(&planned.id).map(|entry| &entry.record);
+        record.filter(|record| record.config == planned.config())
     }
 
     fn find_running(&self, planned: &PlannedInstance) -> Option<&RunningInstance> {
@@ -234,25 +240,17 @@ impl Controller {
     /// Notes the instances whose processes have ended, and forgets those that nobody wants.
     fn note_ends(&mut self, plan: &Plan) -> Result<(), ControllerError> {
         for planned in &plan.instances {
-            let Some(entry) = self.entries.get(&planned.id) else { continue };
-            let was_up = matches!(entry.record.phase, Phase::Starting | Phase::Ready);
-            let same = entry.record.config == planned.config();
-            if was_up && same && self.find_running(planned).is_none() {
+            let phase = self.record(planned).map(|record| (record.phase, record.was_ready));
+            let Some((Phase::Starting | Phase::Ready, was_ready)) = phase else { continue };
+            if self.find_running(planned).is_none() {
                 let exit = self.take_exit(&planned.id);
-                let diagnosis = llama_server::diagnose(exit, &self.log_tail(&planned.id));
-                self.fail(plan, planned, diagnosis)?;
+                let log = log_file::tail(&self.dir.log(&planned.id));
+                let log = if was_ready { last_lines(&log) } else { &log };
+                self.fail(planned, llama_server::diagnose(exit, log))?;
             }
         }
-        let gone: Vec<u32> = self
-            .stopping
-            .keys()
-            .copied()
-            .filter(|pid| !self.running.iter().any(|running| running.pid == *pid))
-            .collect();
-        for pid in gone {
-            self.stopping.remove(&pid);
-            self.exits.remove(&pid);
-        }
+        let running = &self.running;
+        self.stops.retain(|pid| running.iter().any(|running| running.pid == pid));
         let unwanted: Vec<InstanceId> = self
             .entries
             .keys()
@@ -274,58 +272,82 @@ impl Controller {
         pid.and_then(|pid| self.exits.remove(&pid)).unwrap_or(ExitKind::Unseen)
     }
 
+    /// Notes a failure. What would fail again in the same way is given up, but not an engine that
+    /// has been ready: it is started again.
     fn fail(
         &mut self,
-        plan: &Plan,
         planned: &PlannedInstance,
         diagnosis: Diagnosis,
     ) -> Result<(), ControllerError> {
-        let Some(entry) = self.entries.get(&planned.id).cloned() else { return Ok(()) };
+        let Some(record) = self.record(planned) else { return Ok(()) };
         let now = now_ms();
-        let record = entry.record.failed(diagnosis.cause.is_permanent(), now);
+        let record = record.failed(diagnosis.cause.is_permanent() && !record.was_ready, now);
         let retry_in_ms = match record.phase {
             Phase::Backoff { until_ms } => Some(until_ms.saturating_sub(now)),
             _ => None,
         };
-        let roll_back = record.phase == Phase::Failed && !record.was_ready;
-        let entry = InstanceEntry::new(record, Some(diagnosis.clone()));
-        self.set(&planned.id, entry)?;
-        self.emit(&planned.id, EventKind::Failed { diagnosis, retry_in_ms })?;
-        if roll_back { self.roll_back(plan, &planned.id) } else { Ok(()) }
+        self.set(&planned.id, InstanceEntry::new(record, Some(diagnosis.clone())))?;
+        self.emit(&planned.id, EventKind::Failed { diagnosis, retry_in_ms })
     }
 
-    /// An instance that could not start as planned goes back to what it was under the plan before,
+    /// An instance that can't start as planned goes back to what it was when it was last ready,
     /// where that still fits beside the others.
-    fn roll_back(&mut self, plan: &Plan, id: &InstanceId) -> Result<(), ControllerError> {
-        let Some(current) = &self.current else { return Ok(()) };
-        if self.rollbacks.contains_key(id) {
-            return Ok(());
-        }
-        let before = self.journal.before(current.seq)?;
-        let Some(earlier) = before.and_then(|before| before.plan.instance(id).cloned()) else {
-            return Ok(());
-        };
-        let changed = plan.instance(id).is_some_and(|planned| planned.config() != earlier.config());
-        let mut rollbacks = self.rollbacks.clone();
-        rollbacks.insert(id.clone(), earlier.clone());
-        let fits = reconcile::keeps_budgets(&reconcile::with_rollbacks(&current.plan, &rollbacks));
-        if changed && fits {
-            self.journal.set_rollback(current.seq, &earlier)?;
-            self.rollbacks = rollbacks;
-            self.emit(id, EventKind::RolledBack)?;
+    fn roll_back(&mut self, plan: &Plan) -> Result<(), ControllerError> {
+        let Some(seq) = self.current.as_ref().map(|current| current.seq) else { return Ok(()) };
+        for planned in &plan.instances {
+            let gave_up = |record: &Record| record.phase == Phase::Failed && !record.was_ready;
+            let id = &planned.id;
+            if !self.record(planned).is_some_and(gave_up) || self.rollbacks.contains_key(id) {
+                continue;
+            }
+            let proven = self.journal.proven(id)?;
+            let Some(earlier) = proven.filter(|proven| proven.config() != planned.config()) else {
+                continue;
+            };
+            let change = BTreeMap::from([(id.clone(), earlier.clone())]);
+            if reconcile::keeps_budgets(&reconcile::with_rollbacks(plan, &change)) {
+                crash::point();
+                self.journal.set_rollback(seq, &earlier)?;
+                self.rollbacks.insert(id.clone(), earlier);
+                self.emit(id, EventKind::RolledBack)?;
+            }
         }
         Ok(())
     }
 
-    /// An engine that is there although its start was given up is taken for starting.
-    fn note_returns(&mut self, plan: &Plan) -> Result<(), ControllerError> {
+    /// An engine that is there although nothing is recorded of it, or although its start was given
+    /// up, is taken for starting.
+    fn note_found(&mut self, plan: &Plan) -> Result<(), ControllerError> {
         for planned in &plan.instances {
-            let Some(entry) = self.entries.get(&planned.id) else { continue };
-            let gave_up = matches!(entry.record.phase, Phase::Backoff { .. });
-            if gave_up && self.find_running(planned).is_some() {
-                let record = Record::starting(planned.config(), Some(&entry.record), now_ms());
-                let diagnosis = entry.diagnosis.clone();
-                self.set(&planned.id, InstanceEntry::new(record, diagnosis))?;
+            let phase = self.record(planned).map(|record| record.phase);
+            let is_known = matches!(phase, Some(Phase::Starting | Phase::Ready | Phase::Failed));
+            if is_known || self.find_running(planned).is_none() {
+                continue;
+            }
+            self.emit(&planned.id, EventKind::Adopted)?;
+            let entry = self.entries.get(&planned.id);
+            let before = entry.map(|entry| &entry.record);
+            let record = Record::starting(planned.config(), before, now_ms());
+            let diagnosis = entry.and_then(|entry| entry.diagnosis.clone());
+            self.set(&planned.id, InstanceEntry::new(record, diagnosis))?;
+        }
+        Ok(())
+    }
+
+    /// Ends engines that were ready and no longer answer; they are started again as after any end.
+    async fn note_lost(&mut self, plan: &Plan) -> Result<(), ControllerError> {
+        let is_ready = |planned: &&PlannedInstance| {
+            self.find_running(planned).is_some()
+                && self.record(planned).is_some_and(|record| record.phase == Phase::Ready)
+        };
+        let ready = plan.instances.iter().filter(is_ready);
+        let ready: Vec<_> = ready.map(|planned| (planned.id.clone(), planned.port)).collect();
+        for id in self.pulse.beat(&ready, now_ms()).await {
+            let Some(planned) = plan.instance(&id) else { continue };
+            if let Some(running) = self.find_running(planned).cloned() {
+                process::kill(&running);
+                self.running.retain(|other| other.pid != running.pid);
+                self.fail(planned, unresponsive())?;
             }
         }
         Ok(())
@@ -341,20 +363,24 @@ impl Controller {
             };
             let waited = now_ms().saturating_sub(entry.record.since_ms);
             // An answer from somebody else's server on the same port counts for nothing.
-            if owns_port(&running, planned.port) && health::ask(planned.port).await == Health::Ready
-            {
+            let pids = process::pids(&self.state_id, &planned.id);
+            if owns_port(&pids, planned.port) && health::ask(planned.port).await == Health::Ready {
+                let log = log_file::head(&self.dir.log(&planned.id));
+                let rolled_back = self.rollbacks.contains_key(&planned.id);
                 let entry = InstanceEntry {
                     record: entry.record.ready(now_ms()),
-                    diagnosis: None,
-                    reported: Some(llama_server::reported(&self.log_head(&planned.id))),
-                    memory_when_ready: procfs::memory(running.pid),
+                    // Why it went back stays in sight.
+                    diagnosis: entry.diagnosis.filter(|_| rolled_back),
+                    reported: Some(llama_server::reported(&log)),
+                    memory_when_ready: process::memory(&pids),
                 };
                 self.set(&planned.id, entry)?;
+                self.journal.set_proven(planned)?;
                 self.emit(&planned.id, EventKind::Ready { after_ms: waited })?;
             } else if waited > START_LIMIT_MS {
                 process::kill(&running);
                 self.running.retain(|other| other.pid != running.pid);
-                self.fail(plan, planned, not_ready_in_time(waited))?;
+                self.fail(planned, not_ready_in_time(waited))?;
             }
         }
         Ok(())
@@ -390,40 +416,35 @@ impl Controller {
                 self.scan();
                 Ok(())
             }
-            Err(error) => self.fail(plan, planned, cannot_start(&error)),
+            Err(error) => self.fail(planned, cannot_start(&error)),
         }
     }
 
-    /// Takes a stop one step further: drain, ask, insist.
-    fn stop(&mut self, instance: &RunningInstance) {
-        let now = now_ms();
-        let drained = (self.in_flight)(&instance.id) == 0;
-        let next = match self.stopping.get(&instance.pid) {
-            None => {
-                drop(self.emit(&instance.id, EventKind::Stopping));
-                Stopping::Draining { since_ms: now }
-            }
-            Some(Stopping::Draining { since_ms })
-                if drained || now.saturating_sub(*since_ms) > DRAIN_LIMIT_MS =>
-            {
+    /// Takes a stop one step further.
+    fn stop(&mut self, instance: &RunningInstance) -> Result<(), ControllerError> {
+        let in_flight = (self.in_flight)(&instance.id);
+        match self.stops.advance(instance.pid, in_flight, self.patience, now_ms()) {
+            Step::Begin => self.emit(&instance.id, EventKind::Stopping)?,
+            Step::Ask => {
                 crash::point();
                 process::terminate(instance);
                 crash::point();
-                Stopping::Asked { since_ms: now }
             }
-            Some(Stopping::Asked { since_ms }) if now.saturating_sub(*since_ms) > STOP_LIMIT_MS => {
-                process::kill(instance);
-                Stopping::Killed
-            }
-            Some(stopping) => *stopping,
-        };
-        self.stopping.insert(instance.pid, next);
+            Step::Kill => process::kill(instance),
+            Step::Wait => {}
+        }
+        Ok(())
     }
 
     fn set(&mut self, id: &InstanceId, entry: InstanceEntry) -> Result<(), ControllerError> {
         crash::point();
-        self.journal.set_instance(id, &entry)?;
-        self.entries.insert(id.clone(), entry);
+        let Some(seq) = self.current.as_ref().map(|current| current.seq) else { return Ok(()) };
+        if self.journal.set_instance(seq, id, &entry)? {
+            self.entries.insert(id.clone(), entry);
+        } else {
+            // Another plan is in force: the next turn reads it.
+            self.current = None;
+        }
         Ok(())
     }
 
@@ -444,15 +465,20 @@ impl Controller {
         };
         plan.instances.iter().map(status).collect()
     }
+}
 
-    /// The start of an instance's log: what it says about memory is there.
-    fn log_head(&self, id: &InstanceId) -> String {
-        log_file::head(&self.dir.log(id))
-    }
+/// The last lines of a log.
+fn last_lines(log: &str) -> &str {
+    let start = log.rmatch_indices('\n').nth(LAST_LINES).map_or(0, |(at, _)| at + 1);
+    log.get(start..).unwrap_or(log)
+}
 
-    /// The end of an instance's log: why it ended is there.
-    fn log_tail(&self, id: &InstanceId) -> String {
-        log_file::tail(&self.dir.log(id))
+fn unresponsive() -> Diagnosis {
+    Diagnosis {
+        cause: Cause::Unresponsive,
+        message: "it no longer answered its health endpoint, and was ended".to_owned(),
+        hint: "its earlier log in STATE/logs says what it was doing".to_owned(),
+        evidence: None,
     }
 }
 

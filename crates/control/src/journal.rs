@@ -5,6 +5,7 @@
 //! the one in force.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -44,6 +45,7 @@ const SCHEMA: &str = "
         reported TEXT,
         memory_when_ready TEXT
     );
+    CREATE TABLE proven (id TEXT PRIMARY KEY, instance TEXT NOT NULL);
     CREATE TABLE rollbacks (id TEXT PRIMARY KEY, seq INTEGER NOT NULL, instance TEXT NOT NULL);
     CREATE TABLE events (
         seq INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -197,14 +199,6 @@ impl Journal {
         self.plan_where("seq = (SELECT max(seq) FROM plans)")
     }
 
-    /// The plan that was in force before number `seq`.
-    ///
-    /// # Errors
-    /// Where the journal can't be read.
-    pub fn before(&self, seq: i64) -> Result<Option<JournalledPlan>, JournalError> {
-        self.plan_where(&format!("seq = (SELECT max(seq) FROM plans WHERE seq < {seq})"))
-    }
-
     fn plan_where(&self, condition: &str) -> Result<Option<JournalledPlan>, JournalError> {
         let sql = format!("SELECT seq, at_ms, plan, report FROM plans WHERE {condition}");
         let row = self
@@ -306,18 +300,28 @@ impl Journal {
         query().map_err(|error| self.sqlite(error))
     }
 
-    /// Notes what is known about an instance.
+    /// Notes what is known about an instance, and says whether plan number `seq` is still in force:
+    /// where another one is, nothing is noted, since it started afresh.
     ///
     /// # Errors
     /// Where the journal can't be written.
-    pub fn set_instance(&self, id: &InstanceId, entry: &InstanceEntry) -> Result<(), JournalError> {
+    pub fn set_instance(
+        &self,
+        seq: i64,
+        id: &InstanceId,
+        entry: &InstanceEntry,
+    ) -> Result<bool, JournalError> {
         let diagnosis = entry.diagnosis.as_ref().map(|it| self.write(it)).transpose()?;
         let reported = entry.reported.as_ref().map(|it| self.write(it)).transpose()?;
         let memory = entry.memory_when_ready.as_ref().map(|it| self.write(it)).transpose()?;
-        self.execute(
-            "INSERT OR REPLACE INTO instances VALUES (?1, ?2, ?3, ?4, ?5)",
-            params![id.0, self.write(&entry.record)?, diagnosis, reported, memory],
-        )
+        let sql = "INSERT OR REPLACE INTO instances SELECT ?1, ?2, ?3, ?4, ?5
+                   WHERE (SELECT max(seq) FROM plans) = ?6";
+        let record = self.write(&entry.record)?;
+        let changed = self
+            .db
+            .execute(sql, params![id.0, record, diagnosis, reported, memory, seq])
+            .map_err(|error| self.sqlite(error))?;
+        Ok(changed > 0)
     }
 
     /// Forgets an instance.
@@ -337,6 +341,52 @@ impl Journal {
         let rows: Vec<(String, String)> = self.rows(sql, |row| Ok((row.get(0)?, row.get(1)?)))?;
         let read = |(id, json): (String, String)| Ok((InstanceId(id), self.read(&json)?));
         rows.into_iter().map(read).collect()
+    }
+
+    /// Notes that an instance has been ready as it is.
+    ///
+    /// # Errors
+    /// Where the journal can't be written.
+    pub fn set_proven(&self, instance: &PlannedInstance) -> Result<(), JournalError> {
+        let json = self.write(instance)?;
+        self.execute("INSERT OR REPLACE INTO proven VALUES (?1, ?2)", [&instance.id.0, &json])
+    }
+
+    /// An instance as it was when it was last ready.
+    ///
+    /// # Errors
+    /// Where the journal can't be read.
+    pub fn proven(&self, id: &InstanceId) -> Result<Option<PlannedInstance>, JournalError> {
+        let sql = "SELECT instance FROM proven WHERE id = ?1";
+        let json: Option<String> = self
+            .db
+            .query_row(sql, [&id.0], |row| row.get(0))
+            .optional()
+            .map_err(|error| self.sqlite(error))?;
+        json.map(|json| self.read(&json)).transpose()
+    }
+
+    /// The address that a gateway really listens on, and `None` once it doesn't.
+    ///
+    /// # Errors
+    /// Where the journal can't be written.
+    pub fn set_gateway(&self, address: Option<SocketAddr>) -> Result<(), JournalError> {
+        let text = address.map(|address| address.to_string()).unwrap_or_default();
+        self.execute("INSERT OR REPLACE INTO meta VALUES ('gateway', ?1)", [text])
+    }
+
+    /// The address that a gateway listens on, if the controller that noted it still runs.
+    ///
+    /// # Errors
+    /// Where the journal can't be read.
+    pub fn gateway(&self) -> Result<Option<SocketAddr>, JournalError> {
+        let sql = "SELECT value FROM meta WHERE key = 'gateway'";
+        let text: Option<String> = self
+            .db
+            .query_row(sql, [], |row| row.get(0))
+            .optional()
+            .map_err(|error| self.sqlite(error))?;
+        Ok(text.and_then(|text| text.parse().ok()))
     }
 
     /// Notes that an instance of plan number `seq` goes back to an earlier configuration.

@@ -14,9 +14,12 @@ pub mod crash;
 pub mod event;
 pub mod journal;
 mod log_file;
+mod pulse;
 pub mod status;
+pub mod stops;
 
 pub use controller::{Controller, ControllerError};
 pub use event::{Event, EventKind};
 pub use journal::{Journal, JournalError};
 pub use status::{DeviceStatus, InstanceState, InstanceStatus, Status};
+pub use stops::Patience;

@@ -25,6 +25,8 @@ pub struct Status {
     pub controller_running: bool,
     /// The address that clients use, while a controller runs.
     pub gateway: Option<std::net::SocketAddr>,
+    /// The machines that were looked at.
+    pub nodes: Vec<String>,
     /// The devices, with what is planned on them and what is held.
     pub devices: Vec<DeviceStatus>,
     /// The instances that take requests, by model.
@@ -162,16 +164,32 @@ pub fn read(
         }
     }
     routes.remove("");
+    let mut notes = inventory.notes.clone();
+    notes.extend(ledger.iter().filter_map(over_its_limit));
     Ok(Status {
         plan_digest,
         controller_running,
-        gateway: plan.as_ref().filter(|_| controller_running).map(|plan| plan.gateway.listen),
+        gateway: journal.gateway()?.filter(|_| controller_running),
+        nodes: inventory.nodes.iter().map(|node| node.name.clone()).collect(),
         devices: plan.map(|plan| devices(plan.devices, &inventory)).unwrap_or_default(),
         routes,
         instances,
         ledger,
         events: journal.events(EVENTS)?,
-        notes: inventory.notes,
+        notes,
+    })
+}
+
+/// A limit that did not hold, in words.
+fn over_its_limit(entry: &LedgerEntry) -> Option<String> {
+    let over = entry.observed?.checked_sub(entry.planned).filter(|over| over.0 > 0)?;
+    (entry.term == ledger::LIMIT).then(|| {
+        format!(
+            "{} has held {}, {over} over its limit: very large requests, or many probabilities a \
+             token (`n_probs`), take more than is planned",
+            entry.instance,
+            entry.planned + over
+        )
     })
 }
 

@@ -119,8 +119,12 @@ pub struct RunningInstance {
     pub id: InstanceId,
     /// The digest of the configuration that it was started with.
     pub config: Digest,
-    /// The engine's process.
+    /// The engine's first process, or one that survived it.
     pub pid: u32,
+    /// All its processes.
+    pub pids: Vec<u32>,
+    /// Their process group, which signals are sent to.
+    pub group: u32,
     /// When the kernel started the process, in clock ticks after boot: with the pid, its identity.
     pub started_ticks: u64,
     /// What the operating system says it holds.

@@ -8,6 +8,9 @@ use crate::memory::Footprint;
 use crate::plan::PlannedInstance;
 use crate::units::Bytes;
 
+/// The name of the line that sets the most that was planned beside the most that was held.
+pub const LIMIT: &str = "limit";
+
 /// Engines log MiB with two decimals, and some terms are the sum of two such figures.
 const LOG_ROUNDING: u64 = 2 * (1 << 20) / 200 + 1;
 
@@ -71,7 +74,7 @@ pub fn entries(instance: &PlannedInstance, evidence: &Evidence<'_>) -> Vec<Ledge
             evidence.peak_when_ready,
         ));
         // A limit is no prediction, so it has no error: it holds or it doesn't.
-        let mut limit = entry("limit", share.footprint.total(), None, evidence.peak);
+        let mut limit = entry(LIMIT, share.footprint.total(), None, evidence.peak);
         limit.error = None;
         entries.push(limit);
     }

@@ -40,6 +40,8 @@ pub struct PlannedInstance {
     pub port: u16,
     /// The node that it runs on.
     pub node: String,
+    /// The folder that it starts in.
+    pub folder: String,
     /// What it takes on each device that it uses.
     pub shares: Vec<DeviceShare>,
 }
@@ -82,7 +84,15 @@ impl PlannedInstance {
     /// The digest of what the process is started with: an instance whose digest changes restarts.
     pub fn config(&self) -> Digest {
         let devices: Vec<_> = self.shares.iter().map(|share| &share.device).collect();
-        Digest::of(&(&self.id, self.engine, &self.binary, &self.args, &self.node, devices))
+        Digest::of(&(
+            &self.id,
+            self.engine,
+            &self.binary,
+            &self.args,
+            &self.node,
+            &self.folder,
+            devices,
+        ))
     }
 
     /// Whether it uses this device of its node.

@@ -13,8 +13,8 @@ use crate::plan::{Plan, PlannedInstance};
 
 /// Failures after which an instance is left alone.
 const MAX_FAILURES: u32 = 5;
-/// Failures further apart than this are not counted together.
-const FAILURE_WINDOW_MS: u64 = 10 * 60 * 1000;
+/// An engine that was ready for this long has got over its earlier failures.
+const STABLE_AFTER_MS: u64 = 10 * 60 * 1000;
 /// The wait after the first failure; it doubles with each further one.
 const FIRST_BACKOFF_MS: u64 = 1000;
 
@@ -29,8 +29,6 @@ pub struct Record {
     pub since_ms: u64,
     /// Failures in a row.
     pub failures: u32,
-    /// When it last failed.
-    pub failed_at_ms: Option<u64>,
     /// Whether its engine has ever been ready.
     pub was_ready: bool,
 }
@@ -58,7 +56,6 @@ impl Record {
         let before = before.filter(|before| before.config == config);
         Self {
             failures: before.map_or(0, |before| before.failures),
-            failed_at_ms: before.and_then(|before| before.failed_at_ms),
             was_ready: before.is_some_and(|before| before.was_ready),
             config,
             phase: Phase::Starting,
@@ -72,17 +69,17 @@ impl Record {
     }
 
     /// The record after the engine has failed. A failure that must come again is final at once;
-    /// others after five in a row.
+    /// others after five in a row. A row ends once an engine was ready for long.
     pub fn failed(&self, is_permanent: bool, now_ms: u64) -> Self {
-        let in_a_row =
-            self.failed_at_ms.is_some_and(|at| now_ms.saturating_sub(at) <= FAILURE_WINDOW_MS);
-        let failures = if in_a_row { self.failures + 1 } else { 1 };
+        let was_stable =
+            self.phase == Phase::Ready && now_ms.saturating_sub(self.since_ms) > STABLE_AFTER_MS;
+        let failures = if was_stable { 1 } else { self.failures + 1 };
         let phase = if is_permanent || failures > MAX_FAILURES {
             Phase::Failed
         } else {
             Phase::Backoff { until_ms: now_ms + (FIRST_BACKOFF_MS << (failures - 1)) }
         };
-        Self { phase, since_ms: now_ms, failures, failed_at_ms: Some(now_ms), ..self.clone() }
+        Self { phase, since_ms: now_ms, failures, ..self.clone() }
     }
 }
 

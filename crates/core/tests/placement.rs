@@ -2,11 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
-use std::collections::BTreeMap;
-
 use berth_core::inventory::{Device, DeviceId, DeviceKind, Inventory, Node};
 use berth_core::model::ModelFacts;
-use berth_core::placement::{LocatedModel, Planned, check, plan};
+use berth_core::placement::{Found, LocatedModel, Planned, check, plan};
 use berth_core::report::PlanVerdict;
 use berth_core::spec::Spec;
 use berth_core::units::Bytes;
@@ -17,7 +15,7 @@ fn facts(name: &str) -> ModelFacts {
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
 }
 
-fn models(spec: &Spec) -> BTreeMap<String, LocatedModel> {
+fn found(spec: &Spec) -> Found {
     let located = |name: &str| {
         let file = if name.starts_with("gemma") {
             "gemma-3-270m-q4_k_m"
@@ -26,7 +24,8 @@ fn models(spec: &Spec) -> BTreeMap<String, LocatedModel> {
         };
         LocatedModel { path: format!("/models/{file}.gguf"), facts: facts(file) }
     };
-    spec.models.iter().map(|model| (model.name.clone(), located(&model.name))).collect()
+    let models = spec.models.iter().map(|model| (model.name.clone(), located(&model.name)));
+    Found { models: models.collect(), ..Found::default() }
 }
 
 fn host(gib: u64) -> Inventory {
@@ -52,7 +51,7 @@ fn with_gpu(mut inventory: Inventory) -> Inventory {
 
 fn run(text: &str, inventory: &Inventory) -> (Spec, Planned) {
     let spec = Spec::parse("s", text).unwrap();
-    let planned = plan(&spec, inventory, &BTreeMap::new(), &models(&spec), None).unwrap();
+    let planned = plan(&spec, inventory, &found(&spec), None).unwrap();
     (spec, planned)
 }
 
@@ -83,7 +82,7 @@ fn a_plan_is_complete() {
     assert_eq!(
         args,
         "--model /models/SmolLM2-135M-Instruct.Q4_1.gguf --alias smol --host 127.0.0.1 --port 18102 \
-         --metrics --log-verbosity 4 --no-webui --cors-origins http://127.0.0.1 \
+         --device none --metrics --log-verbosity 4 --no-webui --cors-origins http://127.0.0.1 \
          --ctx-size 2048 --parallel 1 --cache-ram 0 --ctx-checkpoints 4"
     );
 }
@@ -97,7 +96,7 @@ fn flags_and_extra_words_reach_the_engine_and_the_memory_model() {
         );
         let (_, planned) = run(&text, &host(64));
         let instance = planned.plan.instances[0].clone();
-        (instance.args[14..].join(" "), instance.shares[0].footprint.get("kv_cache"))
+        (instance.args[16..].join(" "), instance.shares[0].footprint.get("kv_cache"))
     };
     for (flags, extra, args, kv_mib) in [
         ("c = 2048, np = 1", "", "-c 2048 -np 1 --cache-ram 0 --ctx-checkpoints 4", 45),
@@ -170,11 +169,15 @@ fn gpus_are_not_promised_what_is_not_modelled() {
 fn what_runs_keeps_its_port_and_its_digest() {
     let (spec, first) = run(TWO, &host(4));
     let mut busy = host(4);
-    // Somebody took 18101 since, which our own instance has.
     busy.nodes[0].devices[0].used_by_others = Bytes::mib(100);
-    let again = plan(&spec, &busy, &BTreeMap::new(), &models(&spec), Some(&first.plan)).unwrap();
+    let again = plan(&spec, &busy, &found(&spec), Some(&first.plan)).unwrap();
     assert_eq!(again.plan.digest(), first.plan.digest());
     assert_eq!(again.plan.parent, Some(first.plan.digest()));
+    // Unless a stranger has the port by now.
+    busy.nodes[0].ports_taken.insert(18_101);
+    let moved = plan(&spec, &busy, &found(&spec), Some(&first.plan)).unwrap();
+    assert_eq!(check(&moved.plan, &spec, &busy), []);
+    assert_eq!(moved.plan.instances[0].port, 18_104);
 }
 
 /// The checker sees each way in which a plan can be wrong.
@@ -243,7 +246,7 @@ proptest! {
         prop_assert_eq!(fits, violations.is_empty(), "{:?}", violations);
         prop_assert_eq!(&run(&text, &inventory).1, &planned);
         if fits {
-            let again = plan(&spec, &inventory, &BTreeMap::new(), &models(&spec), Some(&planned.plan)).unwrap();
+            let again = plan(&spec, &inventory, &found(&spec), Some(&planned.plan)).unwrap();
             prop_assert_eq!(again.plan.instances, planned.plan.instances);
         }
     }

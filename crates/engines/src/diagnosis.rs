@@ -63,6 +63,8 @@ pub enum Cause {
     Killed,
     /// It didn't become ready in time.
     NotReadyInTime,
+    /// It was ready, and then no longer answered its health endpoint.
+    Unresponsive,
     /// Nothing in its log says why.
     Unknown,
 }
@@ -70,7 +72,7 @@ pub enum Cause {
 impl Cause {
     /// Whether another try with the same plan must end the same way.
     pub fn is_permanent(self) -> bool {
-        !matches!(self, Self::Killed | Self::Unknown | Self::NotReadyInTime)
+        !matches!(self, Self::Killed | Self::Unknown | Self::NotReadyInTime | Self::Unresponsive)
     }
 }
 

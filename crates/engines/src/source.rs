@@ -123,8 +123,13 @@ fn read_header(path: &Path) -> Result<Gguf, SourceError> {
         let more = wanted - prefix.len() as u64;
         (&mut file).take(more).read_to_end(&mut prefix).map_err(io)?;
         match gguf::parse(&prefix, len) {
-            Err(GgufError::NeedMore { .. }) if wanted < MAX_HEADER.min(len) => wanted *= 4,
-            Err(GgufError::NeedMore { .. }) => return Err(header(GgufError::Truncated { len })),
+            Err(GgufError::NeedMore { .. }) if wanted >= MAX_HEADER => {
+                return Err(header(GgufError::TooLong { limit: MAX_HEADER }));
+            }
+            Err(GgufError::NeedMore { .. }) if wanted >= len => {
+                return Err(header(GgufError::Truncated { len }));
+            }
+            Err(GgufError::NeedMore { .. }) => wanted *= 4,
             parsed => return parsed.map_err(header),
         }
     }

@@ -13,7 +13,7 @@ pub enum GatewayError {
     #[error("the request's body has no `model`")]
     NoModel,
     /// There is no such model.
-    #[error("the model `{model}` does not exist; there are: {}", known.join(", "))]
+    #[error("the model `{}` does not exist; there are: {}", short(model), known.join(", "))]
     UnknownModel {
         /// What was asked for.
         model: String,
@@ -37,6 +37,9 @@ pub enum GatewayError {
     /// The body broke off.
     #[error("the request's body could not be read")]
     BodyBroken,
+    /// The body did not come in time.
+    #[error("the request's body did not arrive in time")]
+    BodySlow,
     /// There is no such endpoint.
     #[error("there is no {method} {path} here")]
     NoEndpoint {
@@ -53,6 +56,11 @@ pub enum GatewayError {
     },
 }
 
+/// The start of a name that may be of any length.
+fn short(name: &str) -> String {
+    name.chars().take(100).collect()
+}
+
 impl GatewayError {
     /// The HTTP status.
     pub fn status(&self) -> StatusCode {
@@ -60,6 +68,7 @@ impl GatewayError {
             Self::BadJson(_) | Self::NoModel | Self::BodyBroken => StatusCode::BAD_REQUEST,
             Self::UnknownModel { .. } | Self::NoEndpoint { .. } => StatusCode::NOT_FOUND,
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::BodySlow => StatusCode::REQUEST_TIMEOUT,
             Self::NotReady { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::Unreachable { .. } => StatusCode::BAD_GATEWAY,
         }
@@ -74,6 +83,7 @@ impl GatewayError {
             Self::NotReady { .. } => "model_not_ready",
             Self::TooLarge { .. } => "body_too_large",
             Self::BodyBroken => "body_broken",
+            Self::BodySlow => "body_slow",
             Self::NoEndpoint { .. } => "endpoint_not_found",
             Self::Unreachable { .. } => "upstream_unreachable",
         }
@@ -91,9 +101,7 @@ impl GatewayError {
     /// The body in the form of OpenAI's API.
     pub fn body(&self) -> String {
         let kind = match self.status() {
-            StatusCode::NOT_FOUND | StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE => {
-                "invalid_request_error"
-            }
+            status if status.is_client_error() => "invalid_request_error",
             _ => "server_error",
         };
         let param = matches!(self, Self::NoModel | Self::UnknownModel { .. }).then_some("model");

@@ -1,7 +1,7 @@
 //! One request: which endpoint, which model, which instance.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -32,7 +32,9 @@ pub(crate) struct Shared {
 }
 
 const JSON: &str = "application/json";
-const TEXT: &str = "text/plain; version=0.0.4";
+const METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// A body has to be here after this long.
+const BODY_LIMIT: Duration = Duration::from_secs(60);
 /// Model and outcome of requests that never got as far as a model.
 const NO_MODEL: &str = "";
 
@@ -46,7 +48,7 @@ pub(crate) async fn handle(shared: Arc<Shared>, request: Request<Incoming>) -> A
         (&Method::GET, "/v1/models") => text(StatusCode::OK, JSON, models(&shared.routes.load())),
         (&Method::GET, "/health") => text(StatusCode::OK, JSON, r#"{"status":"ok"}"#.to_owned()),
         (&Method::GET, "/ready") => ready(&shared),
-        (&Method::GET, "/metrics") => text(StatusCode::OK, TEXT, shared.metrics.encode()),
+        (&Method::GET, "/metrics") => text(StatusCode::OK, METRICS, shared.metrics.encode()),
         (method, path) => {
             let error =
                 GatewayError::NoEndpoint { method: method.to_string(), path: path.to_owned() };
@@ -92,7 +94,8 @@ async fn collect(body: Incoming, limit: u64) -> Result<Bytes, GatewayError> {
         return Err(GatewayError::TooLarge { limit });
     }
     let limited = Limited::new(body, usize::try_from(limit).unwrap_or(usize::MAX));
-    match limited.collect().await {
+    let collected = tokio::time::timeout(BODY_LIMIT, limited.collect()).await;
+    match collected.map_err(|_| GatewayError::BodySlow)? {
         Ok(collected) => Ok(collected.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => Err(GatewayError::TooLarge { limit }),
         Err(_) => Err(GatewayError::BodyBroken),

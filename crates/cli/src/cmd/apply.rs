@@ -36,7 +36,10 @@ pub(crate) fn run(state: &Path, args: &PlanArgs) -> Result<ExitCode, Failure> {
 pub(crate) fn carry_out(dir: &StateDir, journal: &Journal) -> Result<Status, Failure> {
     lifecycle::runtime()?.block_on(async {
         match lifecycle::controller(dir, None)? {
-            Some(mut controller) => drop(lifecycle::settle(&mut controller, None).await?),
+            Some(mut controller) => {
+                controller.journal_mut().set_gateway(None)?;
+                lifecycle::settle(&mut controller, None).await?;
+            }
             None => {
                 output::talk("another berth watches over this state; it makes the change");
                 watch(dir, journal).await?;

@@ -5,6 +5,7 @@ use std::io::BufRead as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use berth_core::memory::llama_cpp::LlamaFlags;
 use berth_core::memory::{Fit, fit};
 use berth_core::model::ModelFacts;
 use berth_core::units::Bytes;
@@ -33,6 +34,9 @@ pub(crate) fn run(args: &FitArgs) -> Result<ExitCode, Failure> {
     }
     let Some(model) = &args.model else { return Ok(ExitCode::SUCCESS) };
     let facts = source::read_facts(model)?;
+    LlamaFlags::from_args(&args.flags).map_err(|error| {
+        Failure::bad_spec(error).hint("flags come after `--`; `llama-server --help` lists them")
+    })?;
     let fit = fit::fit(&facts, &args.flags);
     if args.json {
         output::json(&line(None, &fit))?;
@@ -62,6 +66,12 @@ fn show(model: &Path, facts: &ModelFacts, fit: &Fit) {
         fit.resident.served,
         fit.footprint.total()
     ));
+    if fit.footprint.get("prompt_cache") > Bytes::ZERO {
+        output::data(
+            "llama-server keeps past prompts unless it is told otherwise; a plan starts it with \
+             --cache-ram 0 --ctx-checkpoints 4",
+        );
+    }
 }
 
 /// One line of JSON for each line of the file, in its order.
@@ -127,8 +137,11 @@ fn explain(error: &SourceError) -> String {
 fn line(name: Option<&str>, fit: &Fit) -> Value {
     let get = |term: &str| fit.footprint.get(term);
     let weights: Bytes = get("weights") + get("weights_repacked");
+    let context = fit.context;
     json!({
         "name": name,
+        "kv_cache_tokens": context.map(|context| context.cells.saturating_mul(context.streams)),
+        "max_concurrency": context.map(|context| context.slots),
         "verdict": fit.verdict,
         "message": fit.message,
         "model_bytes": weights,

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use berth_cluster::local::StateDir;
 use berth_control::clock::now_ms;
-use berth_control::{Controller, InstanceState, Journal};
+use berth_control::{Controller, InstanceState, Journal, JournalError, Patience};
 use berth_core::placement::Planned;
 use berth_core::report::PlanVerdict;
 use berth_gateway::Gateway;
@@ -31,6 +31,7 @@ async fn up(dir: &StateDir, planned: &Planned) -> Result<ExitCode, Failure> {
     let mut controller = lifecycle::controller(dir, Some(&gateway))?.ok_or_else(serve::taken)?;
     let listener = lifecycle::bind(planned.plan.gateway.listen).await?;
     controller.journal_mut().commit(&planned.plan, Some(&planned.report), now_ms())?;
+    controller.journal_mut().set_gateway(Some(planned.plan.gateway.listen))?;
     output::talk(&format!("\ngateway at http://{}", planned.plan.gateway.listen));
 
     let serving = tokio::spawn({
@@ -44,8 +45,8 @@ async fn up(dir: &StateDir, planned: &Planned) -> Result<ExitCode, Failure> {
     output::talk("\nstopping: finishing what runs (Ctrl-C again stops at once)");
     gateway.drain();
     tokio::select! {
-        _ = serving => {}
-        () = lifecycle::signal() => {}
+        _ = serving => controller.set_patience(Patience::Ask),
+        () = lifecycle::signal() => controller.set_patience(Patience::None),
     }
     stop(&mut controller).await?;
     ended
@@ -73,11 +74,29 @@ async fn run_until_stopped(
     Ok(ExitCode::SUCCESS)
 }
 
-/// Stops what this state has running, however it came to run.
+/// Stops what this state has running, however it came to run. Another Ctrl-C stops it at once.
 async fn stop(controller: &mut Controller) -> Result<(), Failure> {
-    if let Some(nothing) = prepare::nothing(controller.journal_mut())? {
-        controller.journal_mut().commit(&nothing, None, now_ms())?;
+    if let Err(failure) = want_nothing(controller.journal_mut()) {
+        controller.stop_without_journal();
+        output::talk("the engines were asked to end, which could not be journalled");
+        return Err(failure);
     }
+    tokio::select! {
+        settled = lifecycle::settle(controller, None) => return settled.map(drop),
+        () = lifecycle::signal() => {}
+    }
+    controller.set_patience(Patience::None);
     lifecycle::settle(controller, None).await?;
     Ok(())
+}
+
+/// Brings the plan into force under which nothing runs, whatever plan came in between.
+fn want_nothing(journal: &mut Journal) -> Result<(), Failure> {
+    loop {
+        let Some(nothing) = prepare::nothing(journal)? else { return Ok(()) };
+        match journal.commit(&nothing, None, now_ms()) {
+            Err(JournalError::Stale) => {}
+            committed => return Ok(committed.map(drop)?),
+        }
+    }
 }

@@ -72,6 +72,30 @@ fn a_change_and_a_stop_survive_it_too() {
     assert!(points >= 4, "a stop has more than {points} steps");
 }
 
+/// A change that fails ends where it began, wherever berth was killed on the way.
+#[test]
+fn a_failing_change_survives_it_too() {
+    let berth = Berth::new(4);
+    let bad = small("a") + "extra_args = [\"--nope\"]\n";
+    for point in 1..MAX_POINTS {
+        berth.spec(&small("a"));
+        berth.run(&["apply"]).expect(0, &[]);
+        berth.spec(&bad);
+        let killed = berth.command(&["apply"]).env("BERTH_CRASH_AT", point.to_string()).output();
+        if killed.unwrap().status.code() == Some(1) {
+            assert!(point >= 14, "a failing change has more than {point} steps");
+            return;
+        }
+        let again = berth.run(&["apply"]);
+        assert_eq!(again.code, Some(1), "after a kill at {point}: {}", again.stderr);
+        let instance = berth.instance("a-0");
+        let state = (&instance["state"], &instance["rolled_back"]);
+        assert_eq!(state, (&"ready".into(), &true.into()), "after a kill at {point}");
+        assert_eq!(berth.engines(), ["a-0"], "after a kill at {point}");
+    }
+    panic!("more than {MAX_POINTS} places to be killed at");
+}
+
 #[test]
 fn up_adopts_what_a_killed_up_left() {
     let berth = Berth::new(2);

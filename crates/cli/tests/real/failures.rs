@@ -101,7 +101,48 @@ fn a_failed_change_is_rolled_back() {
     let after = berth.instance("a-0");
     assert_eq!((&after["state"], &after["rolled_back"]), (&"ready".into(), &true.into()));
     assert_eq!(after["port"], args["port"]);
+    assert_eq!(after["diagnosis"]["cause"], "bad_flag", "why it went back stays in sight");
     assert_eq!(berth.engines(), ["a-0"]);
+    // The same mistake again ends in the same way.
+    berth.run(&["apply"]).expect(1, &["ready (rolled back)"]);
+    assert_eq!(berth.engines(), ["a-0"]);
+}
+
+/// An engine that hangs is ended and started again.
+#[test]
+fn an_engine_that_hangs_is_started_again() {
+    let berth = Berth::new(29);
+    berth.spec(&small("a"));
+    let up = berth.up();
+    let pid = berth.pid("a-0");
+    crate::harness::send(pid, Signal::STOP);
+    crate::harness::wait_until("it is given up", || berth.instance("a-0")["failures"] == 1);
+    berth.wait_for("a-0", "ready");
+    assert_ne!(berth.pid("a-0"), pid);
+    up.signal(Signal::INT);
+    assert_eq!(up.wait().0, Some(0));
+}
+
+/// A program that starts the engine as its child is found, measured and stopped as one.
+#[test]
+fn a_wrapper_and_its_engine_are_one_instance() {
+    let berth = Berth::new(31);
+    let engine = fetched("llama-server/llama-server").display().to_string();
+    let wrapper = berth.folder.path().join("wrapper");
+    std::fs::write(&wrapper, format!("#!/bin/sh\n'{engine}' \"$@\"\n")).unwrap();
+    std::fs::set_permissions(&wrapper, std::os::unix::fs::PermissionsExt::from_mode(0o755))
+        .unwrap();
+    berth.spec(&small("a"));
+    let path = berth.folder.path().join("berth.toml");
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text.replace(&engine, "./wrapper")).unwrap();
+    berth.run(&["apply"]).expect(0, &["a-0: ready"]);
+    berth.run(&["plan"]).expect(0, &[]);
+    assert!(berth.instance("a-0")["memory"]["resident"].as_u64().unwrap() > 100 << 20);
+    // The wrapper dies; its engine is stopped all the same.
+    crate::harness::send(berth.pid("a-0"), Signal::KILL);
+    berth.run(&["down"]).expect(0, &[]);
+    assert_eq!(berth.engines(), Vec::<String>::new());
 }
 
 /// Less memory than the operating system gives: the engine's own words, and no second try.
@@ -184,13 +225,15 @@ fn a_strangers_server_on_the_port_is_no_readiness() {
             drop(stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"));
         }
     });
-    let dir = berth.folder.path().join("state");
     let serve = berth.command(&["serve"]).stderr(std::process::Stdio::null()).spawn();
     let mut serve = serve.unwrap();
-    berth.wait_for("a-0", "failed");
-    assert_eq!(berth.instance("a-0")["diagnosis"]["cause"], "port_taken", "{}", dir.display());
+    let backs_off = || berth.instance("a-0")["diagnosis"]["cause"] == "port_taken";
+    crate::harness::wait_until("the port is seen to be taken", backs_off);
     serve.kill().unwrap();
     serve.wait().unwrap();
+    // The next plan takes another port.
+    berth.run(&["apply"]).expect(0, &["a-0: ready"]);
+    assert_ne!(berth.instance("a-0")["port"], port);
 }
 
 #[test]
@@ -201,7 +244,9 @@ fn fit_answers_cases_and_single_models() {
     berth
         .run(&["fit", gemma, "--", "-c", "4096"])
         .expect(0, &["ready", "kv_cache", "exact", "calibrated"]);
-    berth.run(&["fit", gemma, "--", "--ctx-sise", "1"]).expect(3, &["did you mean `--ctx-size`?"]);
+    berth
+        .run(&["fit", gemma, "--", "--ctx-sise", "1"])
+        .expect(2, &["did you mean `--ctx-size`?", "hint: flags come after"]);
     berth.run(&["fit", gemma, "--", "-ctv", "q8_0", "-fa", "off"]).expect(3, &["flash_attn"]);
     let cases = crate::harness::root().join("data/llamacpp-host.jsonl");
     let models = fetched("models");

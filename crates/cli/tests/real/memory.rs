@@ -24,7 +24,7 @@ fn is_portable() -> bool {
 fn the_ledger_is_right_for_many_flags() {
     let berth = Berth::new(30);
     for (file, flags) in FLAGS {
-        berth.spec(&model("a", file, &format!("{flags}, threads = 1, no-warmup = true"), ""));
+        berth.spec(&model("a", file, &format!("{flags}, threads = 1"), ""));
         berth.run(&["apply"]).expect(0, &["a-0: ready"]);
         let status = berth.status();
         let ledger = status["ledger"].as_array().unwrap();

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use berth_core::inventory::{Inventory, Node, RunningInstance};
+use berth_core::inventory::{Inventory, Node};
 use berth_core::units::Bytes;
 
 use super::process;
@@ -25,7 +25,7 @@ pub fn observe(state_id: &str) -> Result<Inventory, ObserveError> {
     let mut devices = vec![procfs::host(own)?];
     devices.extend(gpus.devices);
     let own_sockets: HashSet<u64> =
-        instances.iter().flat_map(|instance| procfs::sockets(instance.pid)).collect();
+        instances.iter().flat_map(|i| &i.pids).flat_map(|pid| procfs::sockets(*pid)).collect();
     let ports_taken = procfs::listening_ports()?
         .into_iter()
         .filter(|(_, sockets)| !sockets.iter().all(|socket| own_sockets.contains(socket)))
@@ -35,11 +35,10 @@ pub fn observe(state_id: &str) -> Result<Inventory, ObserveError> {
     Ok(Inventory { nodes: vec![node], instances, notes: gpus.notes })
 }
 
-/// Whether `instance` is the one that listens on `port`: an answer on a port is no proof that the
-/// right process gave it.
-pub fn owns_port(instance: &RunningInstance, port: u16) -> bool {
+/// Whether one of these processes listens on `port`: an answer on a port is no proof that the right
+/// process gave it.
+pub fn owns_port(pids: &[u32], port: u16) -> bool {
     let listening = procfs::listening_ports().unwrap_or_default();
     let Some(sockets) = listening.get(&port) else { return false };
-    let own = procfs::sockets(instance.pid);
-    sockets.iter().any(|socket| own.contains(socket))
+    pids.iter().any(|pid| procfs::sockets(*pid).iter().any(|socket| sockets.contains(socket)))
 }

@@ -1,6 +1,6 @@
 //! Starting, finding and stopping engines.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::process::CommandExt as _;
@@ -64,6 +64,8 @@ pub fn spawn(
         .map_err(state(lock_path))?
         .ok_or_else(|| SpawnError::StillRuns(instance.id.clone()))?;
     let log_path = dir.log(&instance.id);
+    // The log of the start before is kept: it says why there is another one. There may be none.
+    drop(std::fs::rename(&log_path, dir.earlier_log(&instance.id)));
     let log = OpenOptions::new().create(true).write(true).truncate(true).open(&log_path);
     let log = log.map_err(state(log_path.clone()))?;
     let log_too = log.try_clone().map_err(state(log_path))?;
@@ -77,6 +79,7 @@ pub fn spawn(
         .stdin(Stdio::from(lock))
         .stdout(Stdio::from(log))
         .stderr(Stdio::from(log_too))
+        .current_dir(&instance.folder)
         .process_group(0)
         .spawn()
         .map_err(|source| SpawnError::Exec { binary: instance.binary.clone(), source })?;
@@ -84,6 +87,8 @@ pub fn spawn(
         id: instance.id.clone(),
         config: instance.config(),
         pid: child.id(),
+        pids: vec![child.id()],
+        group: child.id(),
         // A child that is not waited for keeps its entry.
         started_ticks: procfs::started_ticks(child.id()).unwrap_or(0),
         memory: ProcessMemory::default(),
@@ -114,23 +119,37 @@ pub fn running(state_id: &str) -> Vec<RunningInstance> {
     groups.into_iter().filter_map(|((id, config), group)| instance(id, config, &group)).collect()
 }
 
+/// The processes of an instance, whatever configuration they were started with.
+pub fn pids(state_id: &str, id: &InstanceId) -> Vec<u32> {
+    let prefix = format!("{state_id} {id} ");
+    let marked = procfs::processes_with(MARKER).into_iter();
+    marked.filter(|process| process.value.starts_with(&prefix)).map(|process| process.pid).collect()
+}
+
+/// What processes hold together; `None` where none of them can be read.
+pub fn memory(pids: &[u32]) -> Option<ProcessMemory> {
+    let parts: Vec<ProcessMemory> = pids.iter().filter_map(|pid| procfs::memory(*pid)).collect();
+    let sum = |part: fn(&ProcessMemory) -> Bytes| parts.iter().map(part).sum();
+    (!parts.is_empty()).then(|| ProcessMemory {
+        resident: sum(|memory| memory.resident),
+        resident_peak: sum(|memory| memory.resident_peak),
+        anonymous: sum(|memory| memory.anonymous),
+    })
+}
+
 /// One instance from its processes: the root is the one whose parent is not of the group.
 fn instance(id: InstanceId, config: Digest, group: &[procfs::Marked]) -> Option<RunningInstance> {
-    let pids: HashSet<u32> = group.iter().map(|process| process.pid).collect();
-    let root = group.iter().find(|process| !pids.contains(&process.parent)).or(group.first())?;
-    let parts: Vec<ProcessMemory> =
-        group.iter().filter_map(|process| procfs::memory(process.pid)).collect();
-    let sum = |part: fn(&ProcessMemory) -> Bytes| parts.iter().map(part).sum();
+    let is_child = |process: &&procfs::Marked| group.iter().any(|p| p.pid == process.parent);
+    let root = group.iter().find(|process| !is_child(process)).or(group.first())?;
+    let pids: Vec<u32> = group.iter().map(|process| process.pid).collect();
     Some(RunningInstance {
         id,
         config,
         pid: root.pid,
+        group: root.group,
         started_ticks: root.started_ticks,
-        memory: ProcessMemory {
-            resident: sum(|memory| memory.resident),
-            resident_peak: sum(|memory| memory.resident_peak),
-            anonymous: sum(|memory| memory.anonymous),
-        },
+        memory: memory(&pids).unwrap_or_default(),
+        pids,
     })
 }
 
@@ -149,13 +168,14 @@ pub fn kill(instance: &RunningInstance) {
     signal(instance, Signal::KILL);
 }
 
-/// Signals the instance's group, if its root is still the process that was seen.
+/// Signals the instance's group, if the process that was seen still lives: then the group is still
+/// this one.
 fn signal(instance: &RunningInstance, signal: Signal) {
     if !is_alive(instance) {
         return;
     }
-    let Some(pid) = i32::try_from(instance.pid).ok().and_then(Pid::from_raw) else { return };
-    if let Err(error) = kill_process_group(pid, signal) {
-        tracing::debug!(instance = %instance.id, %error, "could not be signalled");
+    let Some(group) = i32::try_from(instance.group).ok().and_then(Pid::from_raw) else { return };
+    if let Err(error) = kill_process_group(group, signal) {
+        tracing::warn!(instance = %instance.id, %error, "could not be signalled");
     }
 }

@@ -12,7 +12,8 @@ pub struct StateDir {
 }
 
 impl StateDir {
-    /// Opens a state folder, making it where it isn't there; only its owner may look inside.
+    /// Opens a state folder, making it where it isn't there; what is made here only its owner may
+    /// look into.
     ///
     /// # Errors
     /// Where it can't be made.
@@ -49,6 +50,11 @@ impl StateDir {
     /// What an instance's engine printed.
     pub fn log(&self, id: &InstanceId) -> PathBuf {
         self.root.join("logs").join(format!("{}.log", file_name(id)))
+    }
+
+    /// What its engine printed at the start before this one.
+    pub fn earlier_log(&self, id: &InstanceId) -> PathBuf {
+        self.root.join("logs").join(format!("{}.earlier.log", file_name(id)))
     }
 }
 

@@ -21,6 +21,8 @@ const MAX_KEPT_ARRAY: u64 = 4096;
 const MAX_KEPT_STRING: u64 = 1024;
 const MAX_NAME: u64 = 65_535;
 const MAX_DIMS: u32 = 4;
+/// Tensors, and entries of metadata: far beyond every model there is.
+const MAX_COUNT: u64 = 1 << 16;
 
 /// Why a file is not a GGUF file that can be planned for.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -36,6 +38,12 @@ pub enum GgufError {
     Truncated {
         /// The file's length in bytes.
         len: u64,
+    },
+    /// No header is this long.
+    #[error("the header goes on beyond {limit} bytes: it is corrupt")]
+    TooLong {
+        /// The most that is read.
+        limit: u64,
     },
     /// Tensor data lies beyond the end of the file.
     #[error(
@@ -185,6 +193,11 @@ pub fn parse(prefix: &[u8], file_len: u64) -> Result<Gguf, GgufError> {
     }
     let tensor_count = cursor.u64()?;
     let metadata_count = cursor.u64()?;
+    for (count, what) in [(tensor_count, "tensors"), (metadata_count, "metadata entries")] {
+        if count > MAX_COUNT {
+            return Err(cursor.corrupt(format!("{count} {what} are beyond anything sensible")));
+        }
+    }
     cursor.check_count(metadata_count, 13, "metadata entries")?;
     let metadata = read_metadata(&mut cursor, metadata_count)?;
 

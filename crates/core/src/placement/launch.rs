@@ -46,7 +46,9 @@ pub(super) fn args(model: &ModelSpec, path: &str, port: u16) -> Vec<String> {
             let seen = ["--metrics", "--log-verbosity", "4"];
             // Pages in a browser may not talk to the engine behind the gateway's back.
             let closed = ["--no-webui", "--cors-origins", "http://127.0.0.1"];
-            let own = own.into_iter().chain(seen).chain(closed).map(str::to_owned);
+            // Host memory is what is planned: a build that finds a GPU would use it by itself.
+            let host = ["--device", "none"];
+            let own = own.into_iter().chain(host).chain(seen).chain(closed).map(str::to_owned);
             own.chain(llama_server_args(model)).chain(model.extra_args.iter().cloned()).collect()
         }
     }

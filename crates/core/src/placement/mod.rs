@@ -13,4 +13,4 @@ mod plan;
 mod relax;
 
 pub use check::{Violation, check};
-pub use plan::{LocatedModel, PlanError, Planned, plan};
+pub use plan::{Found, LocatedModel, PlanError, Planned, plan};

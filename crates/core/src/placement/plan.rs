@@ -21,6 +21,17 @@ pub struct LocatedModel {
     pub facts: ModelFacts,
 }
 
+/// What a spec's names come to on this machine.
+#[derive(Clone, Debug, Default)]
+pub struct Found {
+    /// The spec's folder: engines start there, so that relative paths in their flags work.
+    pub folder: String,
+    /// The engines' programs as they will be started.
+    pub binaries: BTreeMap<EngineKind, String>,
+    /// The models by name.
+    pub models: BTreeMap<String, LocatedModel>,
+}
+
 /// A plan and the report that goes with it. Only a plan whose report says `fits` may be applied.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Planned {
@@ -50,34 +61,32 @@ struct Bin<'a> {
     is_crowded: bool,
 }
 
-/// Plans `spec` on `inventory`. `binaries` are the engines' programs as they will be started,
-/// `current` is the plan in force.
+/// Plans `spec` on `inventory`; `current` is the plan in force.
 ///
 /// # Errors
 /// Only where the arguments don't belong together; what does not fit is in the report.
 pub fn plan(
     spec: &Spec,
     inventory: &Inventory,
-    binaries: &BTreeMap<EngineKind, String>,
-    models: &BTreeMap<String, LocatedModel>,
+    found: &Found,
     current: Option<&Plan>,
 ) -> Result<Planned, PlanError> {
     let bins = bins(spec, inventory);
     let mut fits = BTreeMap::new();
     for model in &spec.models {
         let located =
-            models.get(&model.name).ok_or_else(|| PlanError::NoFacts(model.name.clone()))?;
+            found.models.get(&model.name).ok_or_else(|| PlanError::NoFacts(model.name.clone()))?;
         fits.insert(model.name.as_str(), fit::fit(&located.facts, &launch::memory_args(model)));
     }
     let items = items(spec, &fits, &bins, current);
     let free: Vec<Bytes> = bins.iter().map(|bin| bin.budget).collect();
     let assignment = greedy::place(&items, &free);
 
-    let instances =
-        instances(spec, inventory, binaries, models, &fits, &bins, &assignment, current)?;
+    let mut ports = Ports::new(spec, inventory, current);
+    let instances = instances(spec, found, &fits, &bins, &assignment, &mut ports)?;
     let devices = planned_devices(&bins, &instances);
     let reports = spec.models.iter().map(|model| {
-        let located = &models[&model.name];
+        let located = &found.models[&model.name];
         report(model, located, &fits[model.name.as_str()], &bins, &devices, &assignment)
     });
     let reports: Vec<ModelReport> = reports.collect();
@@ -164,18 +173,14 @@ fn is_modelled(device: &Device) -> bool {
     matches!(device.kind, DeviceKind::Host)
 }
 
-#[expect(clippy::too_many_arguments, reason = "everything that a plan is made of meets here")]
 fn instances(
     spec: &Spec,
-    inventory: &Inventory,
-    binaries: &BTreeMap<EngineKind, String>,
-    models: &BTreeMap<String, LocatedModel>,
+    found: &Found,
     fits: &BTreeMap<&str, Fit>,
     bins: &[Bin<'_>],
     assignment: &Assignment,
-    current: Option<&Plan>,
+    ports: &mut Ports<'_>,
 ) -> Result<Vec<PlannedInstance>, PlanError> {
-    let mut ports = Ports::new(spec, inventory, current);
     let mut instances = Vec::new();
     for model in &spec.models {
         for replica in 0..model.replicas.min {
@@ -192,13 +197,15 @@ fn instances(
                 id,
                 model: model.name.clone(),
                 engine: model.engine,
-                binary: binaries
+                binary: found
+                    .binaries
                     .get(&model.engine)
                     .unwrap_or(&spec.binaries[&model.engine])
                     .clone(),
-                args: launch::args(model, &models[&model.name].path, port),
+                args: launch::args(model, &found.models[&model.name].path, port),
                 port,
                 node: bin.node.to_owned(),
+                folder: found.folder.clone(),
                 shares: vec![share],
             });
         }
@@ -211,29 +218,32 @@ fn instances(
     Ok(instances)
 }
 
-/// Ports for instances: those that run keep theirs, the others get the lowest that is free.
+/// Ports for instances: those that run keep theirs unless somebody else took it, the others get the
+/// lowest that is free.
 struct Ports<'a> {
     first: u16,
     current: Option<&'a Plan>,
+    foreign: BTreeSet<u16>,
     taken: BTreeSet<u16>,
 }
 
 impl<'a> Ports<'a> {
     fn new(spec: &Spec, inventory: &Inventory, current: Option<&'a Plan>) -> Self {
         let foreign = inventory.nodes.iter().flat_map(|node| node.ports_taken.iter().copied());
+        let mut foreign: BTreeSet<u16> = foreign.collect();
+        foreign.insert(spec.gateway.listen.port());
         let running = current.into_iter().flat_map(|plan| plan.instances.iter().map(|i| i.port));
-        let own = [spec.gateway.listen.port()];
-        let taken = foreign.chain(running).chain(own).collect();
-        Self { first: spec.cluster.first_port, current, taken }
+        let taken = foreign.iter().copied().chain(running).collect();
+        Self { first: spec.cluster.first_port, current, foreign, taken }
     }
 
     fn take(&mut self, id: &InstanceId) -> Result<u16, PlanError> {
-        let range = self.first..self.first.saturating_add(PORT_RANGE);
+        let mut range = self.first..self.first.saturating_add(PORT_RANGE);
         let running = self.current.and_then(|plan| plan.instance(id)).map(|instance| instance.port);
-        let port = match running.filter(|port| range.contains(port)) {
+        let kept = running.filter(|port| range.contains(port) && !self.foreign.contains(port));
+        let port = match kept {
             Some(port) => port,
             None => range
-                .clone()
                 .find(|port| !self.taken.contains(port))
                 .ok_or(PlanError::NoPort(self.first))?,
         };

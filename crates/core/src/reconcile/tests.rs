@@ -20,6 +20,7 @@ fn planned(id: &str, device: &str, version: &str) -> PlannedInstance {
         args: vec![version.into()],
         port: 1,
         node: "n".into(),
+        folder: "/".into(),
         shares: vec![DeviceShare {
             device: DeviceId(device.into()),
             footprint,
@@ -48,6 +49,8 @@ fn running(planned: &PlannedInstance) -> RunningInstance {
         id: planned.id.clone(),
         config: planned.config(),
         pid: 7,
+        pids: vec![7],
+        group: 7,
         started_ticks: 1,
         memory: ProcessMemory::default(),
     }
@@ -166,9 +169,12 @@ fn failures_back_off_and_end() {
 
     let permanent = Record::starting(a.config(), None, NOW).failed(true, NOW);
     assert_eq!(permanent.phase, Phase::Failed, "what must come again is final at once");
-    let rare = Record::starting(a.config(), None, NOW).failed(false, NOW).ready(NOW);
-    let rare = rare.failed(false, NOW + FAILURE_WINDOW_MS + 1);
-    assert_eq!(rare.failures, 1, "failures far apart don't add up");
+    let shaky = Record::starting(a.config(), None, NOW).failed(false, NOW).ready(NOW);
+    assert_eq!(shaky.failed(false, NOW + STABLE_AFTER_MS).failures, 2);
+    assert_eq!(shaky.failed(false, NOW + STABLE_AFTER_MS + 1).failures, 1, "it was ready for long");
+    let slow = Record::starting(a.config(), None, NOW).failed(false, NOW + 2 * STABLE_AFTER_MS);
+    let slow = slow.failed(false, NOW + 4 * STABLE_AFTER_MS);
+    assert_eq!(slow.failures, 2, "failures far apart add up where it was never ready");
 }
 
 #[test]

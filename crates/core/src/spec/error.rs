@@ -73,7 +73,12 @@ impl<'a> Problems<'a> {
         let message = error.message().trim_end().replace('\n', ": ");
         let hint = unknown_key(&message).map(|(key, known)| match nearest(key, known.clone()) {
             Some(near) => format!("did you mean `{near}`?"),
-            None => format!("the keys here are: {}", known.collect::<Vec<_>>().join(", ")),
+            None => format!("there are: {}", known.collect::<Vec<_>>().join(", ")),
+        });
+        let hint = hint.or_else(|| {
+            message
+                .contains("socket address")
+                .then(|| "write address and port, as in \"127.0.0.1:8080\"".to_owned())
         });
         let message = message.replacen("unknown field", "unknown key", 1);
         let message = message.split(", expected one of").next().unwrap_or(&message).to_owned();

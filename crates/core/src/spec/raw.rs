@@ -101,7 +101,7 @@ pub struct RawModel {
     /// The engine that runs it.
     #[serde(default)]
     pub engine: EngineKind,
-    /// How many instances: a number, or `{ min = 1, max = 3 }`.
+    /// How many instances: a number, or `{ min = 1, max = 3 }`; `min` of them are planned.
     #[serde(default)]
     pub replicas: Replicas,
     /// The devices it may use: `host`, `gpu:INDEX` or a GPU's UUID. Without it: any.
@@ -184,6 +184,9 @@ impl TryFrom<RawReplicas> for Replicas {
             RawReplicas::Bounds(RawBounds { min, max }) => (min, max),
         };
         match () {
+            () if min == 0 => {
+                Err("replicas: at least 1; take the model out to run none".to_owned())
+            }
             () if min > max => Err(format!("replicas: min = {min} is more than max = {max}")),
             () if max > MAX_REPLICAS => Err(format!("replicas: at most {MAX_REPLICAS}")),
             () => Ok(Self { min, max }),

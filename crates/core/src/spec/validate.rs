@@ -11,7 +11,8 @@ use toml::Spanned;
 use super::error::Problems;
 use super::raw::{Backend, EngineKind, RawModel, RawSpec, Replicas};
 use super::{Flags, SpecError};
-use crate::memory::llama_cpp::{LlamaFlags, flags as llama_flags};
+use crate::memory::llama_cpp::LlamaFlags;
+use crate::memory::llama_cpp::flags::{self as llama_flags, Class};
 use crate::units::Bytes;
 
 const DEFAULT_LISTEN: SocketAddr =
@@ -287,18 +288,28 @@ fn flags(raw: BTreeMap<Spanned<String>, super::FlagValue>, problems: &mut Proble
     flags
 }
 
-/// Extra words may say anything but what berth decides.
+/// Extra words may say anything but what berth decides or keeps closed.
 fn extra_args(raw: Vec<Spanned<String>>, problems: &mut Problems<'_>) -> Vec<String> {
     for word in &raw {
-        if llama_flags::find(word.get_ref()).is_some_and(llama_flags::Flag::set_by_berth) {
-            problems.add_with_hint(
-                word.span(),
-                format!("`{}` is set by berth itself", word.get_ref()),
-                "leave it out: the plan decides it",
-            );
+        let flag = llama_flags::find(word.get_ref());
+        if let Some((message, hint)) = flag.and_then(|flag| not_to_be_set(word.get_ref(), flag)) {
+            problems.add_with_hint(word.span(), message, hint);
         }
     }
     raw.into_iter().map(Spanned::into_inner).collect()
+}
+
+/// Why a spec can't set a flag, and what to do.
+fn not_to_be_set(name: &str, flag: &llama_flags::Flag) -> Option<(String, String)> {
+    let (why, hint) = match flag.class {
+        Class::SetByBerth => ("is set by berth itself", "leave it out: the plan decides it"),
+        Class::Closed => (
+            "can't be set: it would open what berth keeps closed, or run another model",
+            "leave it out; clients reach the models through the gateway",
+        ),
+        Class::Free | Class::Unmodelled => return None,
+    };
+    Some((format!("`{name}` {why}"), hint.to_owned()))
 }
 
 /// What is wrong with a flag of llama-server, and what to write instead. Flags may be there once,
@@ -324,17 +335,16 @@ fn check_flag(
                 |near| format!("did you mean `{}`?", near.trim_start_matches('-')),
             ),
         )),
-        Some((flag, _)) if flag.set_by_berth() => Err((
-            format!("`{name}` is set by berth itself"),
-            "leave it out: the plan decides it".to_owned(),
-        )),
         Some((flag, _)) if !seen.insert(flag.spellings[0]) => Err((
             format!("`{name}` is given twice, under two of its names"),
             "keep one of them".to_owned(),
         )),
-        Some(_) => LlamaFlags::from_args(&llama_flags::words(name, value))
-            .map(drop)
-            .map_err(|error| (error.to_string(), "llama-server would refuse it".to_owned())),
+        Some((flag, _)) => match not_to_be_set(name, flag) {
+            Some(problem) => Err(problem),
+            None => LlamaFlags::from_args(&llama_flags::words(name, value))
+                .map(drop)
+                .map_err(|error| (error.to_string(), "llama-server would refuse it".to_owned())),
+        },
     }
 }
 

@@ -56,6 +56,21 @@ proptest! {
     }
 }
 
+/// The largest numbers that flags can have give an answer too.
+#[test]
+fn the_largest_flags_give_an_answer() {
+    const MOST: &str = "4294967295";
+    for facts in data::models().values() {
+        for types in ["", " -ctk f32 -ctv f32", " -fa off", " --embedding --pooling mean"] {
+            for slots in [1, 3, 2_147_483_647] {
+                let words = format!("-c {MOST} -b {MOST} -ub {MOST} -np {slots}{types}");
+                let fit = run(facts, &words);
+                assert_eq!(fit.verdict.is_ready(), fit.message.is_none(), "{words}");
+            }
+        }
+    }
+}
+
 /// Words of a command line: known flags, sensible and senseless values, and noise.
 fn word() -> impl Strategy<Value = String> {
     prop_oneof![

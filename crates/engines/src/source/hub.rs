@@ -85,15 +85,19 @@ impl Hub {
         let part = path.with_extension(format!("part.{}", std::process::id()));
         let cache = |source| HubError::Cache { path: part.clone(), source };
         fs::create_dir_all(path.parent().unwrap_or(&self.cache)).map_err(cache)?;
-        let got = save(body, &part, expected, progress)
-            .map_err(|error| HubError::Fetch { url: url.clone(), reason: error.to_string() })?;
-        match expected {
-            Some(expected) if expected != got => {
-                drop(fs::remove_file(&part));
+        let saved = save(body, &part, expected, progress);
+        let whole = match (saved, expected) {
+            (Err(error), _) => Err(HubError::Fetch { url, reason: error.to_string() }),
+            (Ok(got), Some(expected)) if expected != got => {
                 Err(HubError::Incomplete { url, got, expected })
             }
-            _ => fs::rename(&part, &path).map_err(cache).map(|()| path),
+            (Ok(_), _) => fs::rename(&part, &path).map_err(cache),
+        };
+        if whole.is_err() {
+            // A part is of no use; that it can't be removed changes nothing.
+            drop(fs::remove_file(&part));
         }
+        whole.map(|()| path)
     }
 
     fn get(&self, url: &str) -> Result<(impl Read + use<>, Option<u64>), HubError> {

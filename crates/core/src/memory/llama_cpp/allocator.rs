@@ -186,7 +186,10 @@ impl FreeList {
                 let before = &mut self.blocks[next - 1];
                 before.size = before.size.saturating_add(size).saturating_add(after.size);
             }
-            (true, false) => self.blocks[next - 1].size += size,
+            (true, false) => {
+                let before = &mut self.blocks[next - 1];
+                before.size = before.size.saturating_add(size);
+            }
             (false, true) => {
                 let after = &mut self.blocks[next];
                 after.offset = offset;

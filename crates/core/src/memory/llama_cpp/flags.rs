@@ -14,7 +14,22 @@ use crate::spec::flags;
 pub struct Flag {
     /// Every spelling with its dashes; the first is the shortest.
     pub spellings: Vec<&'static str>,
+    /// Who decides it.
+    pub class: Class,
     values: Values,
+}
+
+/// Who decides a flag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// The spec.
+    Free,
+    /// The plan.
+    SetByBerth,
+    /// Nobody: it would open what berth keeps closed, or run another model than the plan's.
+    Closed,
+    /// The spec might, but what it takes is not modelled.
+    Unmodelled,
 }
 
 /// How many words follow a flag.
@@ -24,55 +39,28 @@ enum Values {
     AtMostOne,
 }
 
-/// Flags that the plan decides, or that would open what berth keeps closed.
-const SET_BY_BERTH: &[&str] = &[
-    "--model",
-    "--model-url",
-    "--docker-repo",
-    "--hf-repo",
-    "--hf-file",
-    "--alias",
-    "--host",
-    "--port",
-    "--api-key",
-    "--models-dir",
-    "--models-preset",
-    "--models-max",
-    "--log-file",
-    "--log-disable",
-    "--verbosity",
-    "--verbose",
-    "--log-colors",
-    "--log-prefix",
-    "--log-timestamps",
-    "--help",
-    "--version",
-    "--metrics",
-    "--hf-token",
-    "--reuse-port",
-];
-
 static TABLE: LazyLock<Vec<Flag>> = LazyLock::new(|| {
-    include_str!("../../../data/llama-server-b10434.flags")
-        .lines()
-        .filter(|line| !line.starts_with('#'))
-        .filter_map(|line| line.split_once(' '))
-        .map(|(values, spellings)| Flag {
-            spellings: spellings.split(' ').collect(),
-            values: values.parse().map_or(Values::AtMostOne, Values::Exactly),
-        })
-        .collect()
+    include_str!("../../../data/llama-server-b10434.flags").lines().filter_map(flag).collect()
 });
 
-impl Flag {
-    /// Whether the plan decides this flag, so that a spec can't.
-    pub fn set_by_berth(&self) -> bool {
-        self.spellings.iter().any(|spelling| SET_BY_BERTH.contains(spelling))
-    }
+/// A line of the table; comments give none.
+fn flag(line: &'static str) -> Option<Flag> {
+    let mut words = line.split(' ');
+    let values = words.next().filter(|word| *word != "#")?;
+    let class = match words.next()? {
+        "b" => Class::SetByBerth,
+        "x" => Class::Closed,
+        "u" => Class::Unmodelled,
+        _ => Class::Free,
+    };
+    let values = values.parse().map_or(Values::AtMostOne, Values::Exactly);
+    Some(Flag { spellings: words.collect(), class, values })
 }
 
-/// The flag with this spelling, dashes included.
+/// The flag with this spelling, dashes included. llama.cpp takes `--ctx_size` for `--ctx-size`.
 pub fn find(spelling: &str) -> Option<&'static Flag> {
+    let dashed = spelling.replace('_', "-");
+    let spelling = if spelling.starts_with("--") { dashed.as_str() } else { spelling };
     TABLE.iter().find(|flag| flag.spellings.contains(&spelling))
 }
 
@@ -157,8 +145,6 @@ pub struct LlamaFlags {
     pub mmap: bool,
     /// Not `--no-repack`.
     pub repack: bool,
-    /// Not `--no-warmup`.
-    pub warmup: bool,
     /// `--embedding` or `--reranking`.
     pub embedding: bool,
     /// `--pooling`, unless it is `none`.
@@ -187,7 +173,6 @@ impl Default for LlamaFlags {
             swa_full: false,
             mmap: true,
             repack: true,
-            warmup: true,
             embedding: false,
             pooling: None,
             backend_sampling: false,
@@ -244,7 +229,6 @@ impl LlamaFlags {
         let mut flags = Self::default();
         let mut rest = args.iter().map(AsRef::as_ref).peekable();
         while let Some(word) = rest.next() {
-            // llama.cpp takes `--ctx_size` for `--ctx-size`.
             let dashed = word.replace('_', "-");
             let word = if word.starts_with("--") { dashed.as_str() } else { word };
             let flag = find(word)
@@ -260,6 +244,9 @@ impl LlamaFlags {
                     rest.next().ok_or_else(missing)?
                 }
             };
+            if flag.class == Class::Unmodelled {
+                flags.unmodelled.push(word.to_owned());
+            }
             flags.set(word, value)?;
         }
         Ok(flags)
@@ -306,8 +293,6 @@ impl LlamaFlags {
             "--no-mmap" => self.mmap = false,
             "--repack" => self.repack = true,
             "-nr" | "--no-repack" => self.repack = false,
-            "--warmup" => self.warmup = true,
-            "--no-warmup" => self.warmup = false,
             "--embedding" | "--embeddings" => self.embedding = true,
             "--rerank" | "--reranking" => {
                 self.embedding = true;
@@ -324,24 +309,6 @@ impl LlamaFlags {
             "-bs" | "--backend-sampling" => self.backend_sampling = true,
             "-cram" | "--cache-ram" => self.cache_ram_mib = signed()?.into(),
             "-ctxcp" | "--ctx-checkpoints" | "--swa-checkpoints" => self.ctx_checkpoints = count()?,
-            "--mmproj"
-            | "-mm"
-            | "-mmu"
-            | "--mmproj-url"
-            | "-hfd"
-            | "-hfrd"
-            | "--hf-repo-draft"
-            | "--spec-draft-hf"
-            | "--spec-type"
-            | "--control-vector-scaled"
-            | "-md"
-            | "--model-draft"
-            | "--spec-draft-model"
-            | "--lora"
-            | "--lora-scaled"
-            | "--control-vector"
-            | "-hfv"
-            | "--model-vocoder" => self.unmodelled.push(flag.to_owned()),
             _ => {}
         }
         Ok(())

@@ -123,8 +123,10 @@ fn hostile_headers_are_refused() {
     let mut alignment = Header::new(3, 0, 1);
     alignment.int("general.alignment", 0);
     for (header, expected) in [
-        (Header::new(3, u64::MAX, 0), "tensors can't fit"),
-        (Header::new(3, 0, u64::MAX), "metadata entries can't fit"),
+        (Header::new(3, u64::MAX, 0), "tensors are beyond anything sensible"),
+        (Header::new(3, 60_000, 0), "tensors can't fit"),
+        (Header::new(3, 0, u64::MAX), "metadata entries are beyond"),
+        (Header::new(3, 0, 60_000), "metadata entries can't fit"),
         (Header::new(1, 0, 0), "version 1 is not supported"),
         (overlap, "tensor `b` is at offset 32, but the one before it ends at 64"),
         (twice, "tensor `a` is there twice"),
