@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use berth_core::memory::llama_cpp::LlamaFlags;
-use berth_core::memory::{Fit, fit};
+use berth_core::memory::{Fit, Verdict, fit, vllm};
 use berth_core::model::ModelFacts;
+use berth_core::model::hf_config::Transformer;
 use berth_core::units::Bytes;
 use berth_engines::source::{self, SourceError};
 use serde::Deserialize;
@@ -26,6 +27,10 @@ struct Case {
     model: String,
     #[serde(default)]
     args: Value,
+    #[serde(default)]
+    engine_version: String,
+    #[serde(default)]
+    gpu: Value,
 }
 
 pub(crate) fn run(args: &FitArgs) -> Result<ExitCode, Failure> {
@@ -92,8 +97,11 @@ fn many(cases: &Path, models: &Path) -> Result<ExitCode, Failure> {
             Failure::bad_spec(anyhow::Error::new(error).context(place))
                 .hint("a line is a JSON object with engine, model and args")
         })?;
-        let fit = fit_case(&case, models, &mut facts);
-        output::data(&line(case.name.as_deref(), &fit).to_string());
+        let answer = match case.engine.as_str() {
+            "vllm" => vllm_line(&case, models),
+            _ => line(case.name.as_deref(), &fit_case(&case, models, &mut facts)),
+        };
+        output::data(&answer.to_string());
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -155,5 +163,42 @@ fn line(name: Option<&str>, fit: &Fit) -> Value {
         "process_bytes_peak": fit.footprint.total(),
         "terms": fit.footprint.terms,
         "per_gpu": [],
+    })
+}
+
+/// The answer for vLLM: the figures are those of the stage that holds most, `per_gpu` has them all.
+fn vllm_line(case: &Case, models: &Path) -> Value {
+    let refused = |message: String| json!({ "name": case.name, "verdict": Verdict::Unsupported, "message": message, "terms": [], "per_gpu": [] });
+    let path = models.join(&case.model).join("config.json");
+    let config: Value = match std::fs::read_to_string(&path).map(|text| serde_json::from_str(&text))
+    {
+        Ok(Ok(config)) => config,
+        Ok(Err(error)) => return refused(format!("{}: {error}", path.display())),
+        Err(error) => return refused(format!("{} can't be read: {error}", path.display())),
+    };
+    let Some(gpu) = vllm::Gpu::from_row(&case.gpu) else {
+        return refused("the case has no `gpu` with nvml_total_bytes or cuda_total_gib".to_owned());
+    };
+    let fit = match Transformer::from_config(&config) {
+        Ok(model) => vllm::fit(&model, &case.args, gpu, &case.engine_version),
+        Err(error) => return refused(error.to_string()),
+    };
+    let fullest = fit.stages.iter().max_by_key(|stage| stage.peak).cloned().unwrap_or_default();
+    json!({
+        "name": case.name,
+        "verdict": fit.verdict,
+        "message": fit.message,
+        "weights_bytes": fullest.weights,
+        "activation_peak_bytes": fullest.activation_peak,
+        "non_torch_bytes": fullest.non_torch,
+        "cuda_graphs_bytes": fullest.cuda_graphs,
+        "kv_cache_bytes": fullest.kv_cache,
+        "kv_cache_tokens": fit.kv_cache_tokens,
+        "max_concurrency": fit.max_concurrency,
+        "process_bytes_ready": fullest.ready,
+        "process_bytes_served": fullest.served,
+        "process_bytes_peak": fullest.peak,
+        "terms": fullest.terms,
+        "per_gpu": fit.stages,
     })
 }

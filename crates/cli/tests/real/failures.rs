@@ -267,7 +267,7 @@ fn fit_answers_cases_and_single_models() {
     std::fs::write(&odd, "{\"engine\":\"vllm\",\"model\":\"x\",\"args\":{}}\n{\"engine\":\"llama.cpp\",\"model\":\"gone\"}\n").unwrap();
     berth
         .run(&["fit", "--cases", odd.to_str().unwrap()])
-        .expect(0, &["not modelled yet", "gone.gguf can't be read"]);
+        .expect(0, &["config.json can't be read", "gone.gguf can't be read"]);
     std::fs::write(&odd, "{\"engine\":\n").unwrap();
     berth
         .run(&["fit", "--cases", odd.to_str().unwrap()])

@@ -17,6 +17,18 @@ pub enum Verdict {
     Ready,
     /// It refuses, or berth can't tell.
     Unsupported,
+    /// Tensor parallelism does not divide the model.
+    HeadsNotDivisible,
+    /// Memory ends while it loads or warms up.
+    OomOnLoad,
+    /// A neighbour holds what it asks for.
+    FreeBelowRequested,
+    /// Nothing is left for the KV cache.
+    NoMemoryForKvCache,
+    /// One request of the longest length does not fit into the cache.
+    MaxModelLenTooLong,
+    /// It starts, and memory ends under load.
+    OomAtRuntime,
 }
 
 impl Verdict {
@@ -30,6 +42,12 @@ impl Verdict {
         match self {
             Self::Ready => "ready",
             Self::Unsupported => "unsupported",
+            Self::HeadsNotDivisible => "heads_not_divisible",
+            Self::OomOnLoad => "oom_on_load",
+            Self::FreeBelowRequested => "free_below_requested",
+            Self::NoMemoryForKvCache => "no_memory_for_kv_cache",
+            Self::MaxModelLenTooLong => "max_model_len_too_long",
+            Self::OomAtRuntime => "oom_at_runtime",
         }
     }
 }

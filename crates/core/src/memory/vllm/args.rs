@@ -1,0 +1,224 @@
+//! vLLM's arguments, resolved as vLLM resolves them.
+
+use serde_json::Value;
+
+use super::version::Version;
+use crate::model::hf_config::{Quantization, Transformer};
+use crate::units::Bytes;
+
+/// Cards from this size on get larger defaults (`vllm/engine/arg_utils.py`).
+const LARGE_CARD: Bytes = Bytes::gib(70);
+/// Bounds on what arguments may say: far beyond use, and small enough that no product surprises.
+const MAX_TOKENS: u64 = 1 << 24;
+const MAX_LENGTH: u64 = 1 << 31;
+const MAX_RANKS: u64 = 1 << 10;
+
+/// The arguments that memory depends on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct VllmArgs {
+    /// `tensor_parallel_size`.
+    pub tensor_parallel: u64,
+    /// Layers of each pipeline stage.
+    pub partition: Vec<usize>,
+    /// `gpu_memory_utilization`.
+    pub utilization: f64,
+    /// `max_num_batched_tokens`.
+    pub batched_tokens: u64,
+    /// `max_num_seqs`, at most the batched tokens.
+    pub sequences: u64,
+    /// `max_model_len`; where it is automatic, the model's own.
+    pub max_model_len: u64,
+    /// Whether `max_model_len` shrinks to what fits.
+    pub auto_length: bool,
+    /// Bytes of an activation.
+    pub dtype_bytes: u64,
+    /// Bytes of an element of the KV cache.
+    pub kv_dtype_bytes: u64,
+    /// `block_size` in tokens.
+    pub block_size: u64,
+    /// `enforce_eager`.
+    pub eager: bool,
+    /// How weights are kept, on-line quantisation included.
+    pub quantization: Option<Quantization>,
+    /// Whether the vision tower is built.
+    pub with_vision: bool,
+    /// `kv_cache_memory_bytes`.
+    pub kv_cache_bytes: Option<Bytes>,
+    /// `num_gpu_blocks_override`.
+    pub blocks_override: Option<u64>,
+    /// Not `disable_hybrid_kv_cache_manager`.
+    pub hybrid_cache: bool,
+    /// `async_scheduling`.
+    pub async_scheduling: bool,
+}
+
+/// An argument that vLLM would refuse or that is not modelled.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{name}` = {value}: {why}")]
+pub struct ArgError {
+    name: String,
+    value: String,
+    why: &'static str,
+}
+
+struct Reader<'a>(&'a Value);
+
+impl Reader<'_> {
+    fn error(&self, name: &str, why: &'static str) -> ArgError {
+        ArgError { name: name.to_owned(), value: self.0[name].to_string(), why }
+    }
+
+    fn number(&self, name: &str, max: u64) -> Result<Option<u64>, ArgError> {
+        match &self.0[name] {
+            Value::Null => Ok(None),
+            value => match value.as_u64().filter(|n| (1..=max).contains(n)) {
+                Some(n) => Ok(Some(n)),
+                None => Err(self.error(name, "expected a positive whole number")),
+            },
+        }
+    }
+
+    fn flag(&self, name: &str, default: bool) -> bool {
+        self.0[name].as_bool().unwrap_or(default)
+    }
+}
+
+impl VllmArgs {
+    /// Resolves a JSON object of vLLM's own argument names for a model on a GPU with `total` memory.
+    ///
+    /// # Errors
+    /// Where an argument is none that vLLM takes, or one whose memory is not modelled.
+    pub fn resolve(
+        args: &Value,
+        model: &Transformer,
+        total: Bytes,
+        version: Version,
+    ) -> Result<Self, ArgError> {
+        let reader = Reader(args);
+        let is_large = total >= LARGE_CARD;
+        let sequences = reader.number("max_num_seqs", MAX_TOKENS)?;
+        let sequences = sequences.unwrap_or(if is_large { 1024 } else { 256 });
+        let asked = &args["max_model_len"];
+        let auto_length = *asked == -1 || *asked == "auto";
+        let max_model_len = match auto_length {
+            true => model.max_position,
+            false => reader.number("max_model_len", MAX_LENGTH)?.unwrap_or(model.max_position),
+        };
+        let default_tokens = if is_large { 16_384 } else { 8192 };
+        let mut default_tokens = sequences.saturating_mul(max_model_len).min(default_tokens);
+        if args["enable_chunked_prefill"] == false {
+            default_tokens = default_tokens.max(max_model_len).min(MAX_TOKENS);
+        }
+        let batched_tokens =
+            reader.number("max_num_batched_tokens", MAX_TOKENS)?.unwrap_or(default_tokens);
+        let dtype_bytes = match args["dtype"].as_str().unwrap_or("auto") {
+            "auto" => model.dtype_bytes,
+            "float32" | "float" => 4,
+            "bfloat16" | "float16" | "half" => 2,
+            _ => return Err(reader.error("dtype", "expected auto, bfloat16, float16 or float32")),
+        };
+        let kv_dtype = args["kv_cache_dtype"].as_str().unwrap_or("auto");
+        let kv_dtype_bytes = match kv_dtype {
+            "auto" => dtype_bytes,
+            "bfloat16" | "float16" => 2,
+            name if name.starts_with("fp8") => 1,
+            _ => return Err(reader.error("kv_cache_dtype", "not modelled; auto and fp8 are")),
+        };
+        let utilization = match &args["gpu_memory_utilization"] {
+            Value::Null => {
+                if version >= (0, 21) {
+                    0.92
+                } else {
+                    0.9
+                }
+            }
+            value => value.as_f64().filter(|u| *u > 0.0 && *u <= 1.0).ok_or_else(|| {
+                reader.error("gpu_memory_utilization", "expected more than 0 and at most 1")
+            })?,
+        };
+        let image_limit = match &args["limit_mm_per_prompt"]["image"] {
+            Value::Object(limit) => limit.get("count").and_then(Value::as_u64),
+            limit => limit.as_u64(),
+        };
+        Ok(Self {
+            tensor_parallel: reader.number("tensor_parallel_size", MAX_RANKS)?.unwrap_or(1),
+            partition: partition(&reader, model.layers())?,
+            utilization,
+            batched_tokens,
+            sequences: sequences.min(batched_tokens),
+            max_model_len,
+            auto_length,
+            dtype_bytes,
+            kv_dtype_bytes,
+            block_size: reader.number("block_size", 1 << 16)?.unwrap_or(16),
+            eager: reader.flag("enforce_eager", false),
+            quantization: quantization(&reader, model)?,
+            with_vision: model.vision.is_some()
+                && !reader.flag("language_model_only", false)
+                && image_limit != Some(0),
+            kv_cache_bytes: reader.number("kv_cache_memory_bytes", 1 << 50)?.map(Bytes),
+            blocks_override: reader.number("num_gpu_blocks_override", 1 << 40)?,
+            hybrid_cache: !reader.flag("disable_hybrid_kv_cache_manager", false),
+            async_scheduling: reader.flag("async_scheduling", true),
+        })
+    }
+
+    /// Pipeline stages.
+    pub fn stages(&self) -> usize {
+        self.partition.len()
+    }
+
+    /// The layers of a stage.
+    pub fn stage_layers(&self, stage: usize) -> std::ops::Range<usize> {
+        let start: usize = self.partition[..stage].iter().sum();
+        start..start + self.partition[stage]
+    }
+}
+
+/// Layers of each stage (`vllm/distributed/utils.py`): what does not divide goes to the middle
+/// stages, from the last but one backwards. `VLLM_PP_LAYER_PARTITION` says it otherwise.
+fn partition(reader: &Reader<'_>, layers: usize) -> Result<Vec<usize>, ArgError> {
+    let stages = reader.number("pipeline_parallel_size", MAX_RANKS)?.unwrap_or(1) as usize;
+    let said = &reader.0["env"]["VLLM_PP_LAYER_PARTITION"];
+    if let Some(text) = said.as_str() {
+        let parts: Option<Vec<usize>> =
+            text.split(',').map(|part| part.trim().parse().ok()).collect();
+        return match parts {
+            Some(parts)
+                if parts.len() == stages
+                    && parts.iter().try_fold(0_usize, |sum, part| sum.checked_add(*part))
+                        == Some(layers) =>
+            {
+                Ok(parts)
+            }
+            _ => {
+                Err(reader
+                    .error("env", "VLLM_PP_LAYER_PARTITION must add up to the model's layers"))
+            }
+        };
+    }
+    let mut parts = vec![layers / stages; stages];
+    for i in 2..layers % stages + 2 {
+        parts[stages - i] += 1;
+    }
+    Ok(parts)
+}
+
+fn quantization(
+    reader: &Reader<'_>,
+    model: &Transformer,
+) -> Result<Option<Quantization>, ArgError> {
+    match reader.0["quantization"].as_str() {
+        None => Ok(model.quantization),
+        Some("fp8" | "fp8_per_tensor") => match model.quantization {
+            None => Ok(Some(Quantization::Fp8 { block: None })),
+            own => Ok(own),
+        },
+        Some("awq" | "awq_marlin" | "gptq" | "gptq_marlin" | "compressed-tensors")
+            if model.quantization.is_some() =>
+        {
+            Ok(model.quantization)
+        }
+        Some(_) => Err(reader.error("quantization", "not modelled; fp8, awq and gptq are")),
+    }
+}

@@ -1,0 +1,46 @@
+//! What differs between versions of vLLM, as far as memory depends on it.
+
+use crate::model::hf_config::Transformer;
+
+/// A version's first two numbers.
+pub type Version = (u64, u64);
+
+/// Reads `0.26.0` or `v0.26`.
+pub fn parse(text: &str) -> Option<Version> {
+    let mut parts = text.trim_start_matches('v').split('.').map(|part| part.parse().ok());
+    Some((parts.next()??, parts.next()??))
+}
+
+/// What a version does for a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EngineFacts {
+    /// Charged to the fraction is what the device lost, segments and sampler state included (0.27);
+    /// before: weights, activation peak and non-torch memory alone.
+    pub charges_device_delta: bool,
+    /// The profile runs the vision encoder (0.27).
+    pub profiles_encoder: bool,
+    /// Graphs are estimated and charged (0.29); before, the estimate is zero.
+    pub charges_graphs: bool,
+    /// One block is held back where lengths are checked (0.29).
+    pub holds_back_a_block: bool,
+    /// The profile samples with every feature on (0.33).
+    pub profiles_sampler: bool,
+    /// The model runs in the older runner, which has no sampler state of its own: models with
+    /// experts before 0.29.
+    pub is_v1_runner: bool,
+}
+
+impl EngineFacts {
+    /// The facts of a version for a model.
+    pub fn new(version: Version, model: &Transformer) -> Self {
+        let is_v1_runner = version < (0, 29) && model.experts.is_some();
+        Self {
+            charges_device_delta: version >= (0, 27),
+            profiles_encoder: version >= (0, 27) || is_v1_runner,
+            charges_graphs: version >= (0, 29) || is_v1_runner,
+            holds_back_a_block: version >= (0, 29),
+            profiles_sampler: version >= (0, 31),
+            is_v1_runner,
+        }
+    }
+}

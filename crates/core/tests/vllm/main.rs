@@ -1,0 +1,7 @@
+//! vLLM's memory model: against what was measured, and against what must always hold.
+
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
+mod data;
+mod properties;
+mod rows;

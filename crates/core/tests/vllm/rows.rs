@@ -1,0 +1,94 @@
+//! Row by row: the verdict, the message, and every figure that vLLM logged or NVML counted.
+
+use berth_core::units::Bytes;
+use serde_json::Value;
+
+use crate::data;
+
+const GIB: f64 = (1_u64 << 30) as f64;
+
+/// What is wrong with the prediction of a row.
+fn check(row: &Value, process: std::ops::RangeInclusive<f64>) -> Vec<String> {
+    let fit = data::predict(row);
+    let measured = &row["measured"];
+    let mut wrong = Vec::new();
+    if measured["verdict"] != fit.verdict.as_str() {
+        wrong.push(format!("verdict {}: {:?}", fit.verdict.as_str(), fit.message));
+    }
+    if let (Some(said), Some(message)) = (measured["error"].as_str(), &fit.message) {
+        let same = message.chars().zip(said.chars()).take_while(|(a, b)| a == b).count();
+        // The rows keep the first 400 characters or so.
+        if same < said.len().min(message.len()).min(300) {
+            wrong.push(format!("says {message:?}, not {said:?}"));
+        }
+    }
+    let Some(stage) = fit.stages.first() else { return wrong };
+    let mut expect =
+        |what: &str, predicted: f64, measured: &Value, bounds: std::ops::RangeInclusive<f64>| {
+            let Some(measured) = measured.as_f64().filter(|value| *value != 0.0) else { return };
+            let error = predicted / measured - 1.0;
+            if !bounds.contains(&error) {
+                wrong.push(format!(
+                    "{what} {:+.2} %: {predicted:.3}, measured {measured}",
+                    error * 100.0
+                ));
+            }
+        };
+    let gib = |bytes: Bytes| bytes.0 as f64 / GIB;
+    // The log's two decimals are 1 % of half a GiB.
+    let weights = if row["model"].as_str().unwrap().contains("awq") { 0.02 } else { 0.01 };
+    expect("weights", gib(stage.weights), &measured["weights_gib"], -weights..=weights);
+    expect("tokens", fit.kv_cache_tokens as f64, &measured["kv_cache_tokens"], -0.01..=0.01);
+    expect("concurrency", fit.max_concurrency, &measured["max_concurrency"], -0.01..=0.01);
+    for (what, bytes) in [("ready", stage.ready), ("served", stage.served), ("peak", stage.peak)] {
+        expect(what, bytes.0 as f64, &measured[format!("process_bytes_{what}")], process.clone());
+    }
+    let total = measured["process_bytes_ready"].as_f64().unwrap_or(f64::INFINITY);
+    let cache = measured["kv_cache_gib"].as_f64().unwrap_or(0.0);
+    if (stage.kv_cache as f64 - cache * GIB).abs() > 0.01 * total {
+        wrong.push(format!("KV cache {:.2} GiB, logged {cache}", stage.kv_cache as f64 / GIB));
+    }
+    wrong
+}
+
+fn check_file(file: &str, expected: usize, process: std::ops::RangeInclusive<f64>) {
+    let rows = data::rows(file);
+    assert_eq!(rows.len(), expected, "{file} has lost or gained rows");
+    let wrong: Vec<String> = rows
+        .iter()
+        .flat_map(|row| {
+            let name = row["name"].as_str().unwrap().to_owned();
+            check(row, process.clone()).into_iter().map(move |what| format!("{name}: {what}"))
+        })
+        .collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// The rows that the calibration comes from.
+#[test]
+fn h100_rows_are_met() {
+    check_file("vllm-h100.jsonl", 13, -0.005..=0.006);
+}
+
+/// Rows that were measured after the calibration was frozen, on another card and mostly with other
+/// models. One is below the half per cent that we aim for: graphs for 512 sequences.
+#[test]
+fn h200_rows_are_met() {
+    check_file("vllm-h200.jsonl", 11, -0.008..=0.006);
+}
+
+/// A check that can't fail checks nothing.
+#[test]
+fn a_wrong_row_is_seen() {
+    let mut row = data::rows("vllm-h100.jsonl").remove(0);
+    for (pointer, value) in [
+        ("/measured/verdict", Value::from("oom_on_load")),
+        ("/measured/weights_gib", 52.0.into()),
+        ("/measured/kv_cache_tokens", 64_000.into()),
+        ("/measured/process_bytes_ready", 70_000_000_000_u64.into()),
+    ] {
+        let right = std::mem::replace(row.pointer_mut(pointer).unwrap(), value);
+        assert!(!check(&row, -0.005..=0.006).is_empty(), "{pointer}");
+        *row.pointer_mut(pointer).unwrap() = right;
+    }
+}
