@@ -171,12 +171,7 @@ impl Controller {
     fn effective_plan(&self) -> Plan {
         match &self.current {
             Some(current) => reconcile::with_rollbacks(&current.plan, &self.rollbacks),
-            None => Plan {
-                parent: None,
-                gateway: berth_core::spec::GatewaySpec::default(),
-                instances: Vec::new(),
-                devices: Vec::new(),
-            },
+            None => Plan::nothing(berth_core::spec::GatewaySpec::default(), None),
         }
     }
 
@@ -233,8 +228,7 @@ impl Controller {
     }
 
     fn find_running(&self, planned: &PlannedInstance) -> Option<&RunningInstance> {
-        let config = planned.config();
-        self.running.iter().find(|r| r.id == planned.id && r.config == config)
+        planned.find_in(&self.running)
     }
 
     /// Notes the instances whose processes have ended, and forgets those that nobody wants.
@@ -290,6 +284,18 @@ impl Controller {
         self.emit(&planned.id, EventKind::Failed { diagnosis, retry_in_ms })
     }
 
+    /// Ends an engine, and notes why.
+    fn give_up(
+        &mut self,
+        planned: &PlannedInstance,
+        running: &RunningInstance,
+        diagnosis: Diagnosis,
+    ) -> Result<(), ControllerError> {
+        process::kill(running);
+        self.running.retain(|other| other.pid != running.pid);
+        self.fail(planned, diagnosis)
+    }
+
     /// An instance that can't start as planned goes back to what it was when it was last ready,
     /// where that still fits beside the others.
     fn roll_back(&mut self, plan: &Plan) -> Result<(), ControllerError> {
@@ -325,11 +331,7 @@ impl Controller {
                 continue;
             }
             self.emit(&planned.id, EventKind::Adopted)?;
-            let entry = self.entries.get(&planned.id);
-            let before = entry.map(|entry| &entry.record);
-            let record = Record::starting(planned.config(), before, now_ms());
-            let diagnosis = entry.and_then(|entry| entry.diagnosis.clone());
-            self.set(&planned.id, InstanceEntry::new(record, diagnosis))?;
+            self.set_starting(planned)?;
         }
         Ok(())
     }
@@ -345,9 +347,7 @@ impl Controller {
         for id in self.pulse.beat(&ready, now_ms()).await {
             let Some(planned) = plan.instance(&id) else { continue };
             if let Some(running) = self.find_running(planned).cloned() {
-                process::kill(&running);
-                self.running.retain(|other| other.pid != running.pid);
-                self.fail(planned, unresponsive())?;
+                self.give_up(planned, &running, unresponsive())?;
             }
         }
         Ok(())
@@ -378,9 +378,7 @@ impl Controller {
                 self.journal.set_proven(planned)?;
                 self.emit(&planned.id, EventKind::Ready { after_ms: waited })?;
             } else if waited > START_LIMIT_MS {
-                process::kill(&running);
-                self.running.retain(|other| other.pid != running.pid);
-                self.fail(planned, not_ready_in_time(waited))?;
+                self.give_up(planned, &running, not_ready_in_time(waited))?;
             }
         }
         Ok(())
@@ -389,12 +387,8 @@ impl Controller {
     /// Journals the start, then starts.
     fn start(&mut self, plan: &Plan, id: &InstanceId) -> Result<(), ControllerError> {
         let Some(planned) = plan.instance(id) else { return Ok(()) };
-        let before = self.entries.get(id);
-        let record =
-            Record::starting(planned.config(), before.map(|entry| &entry.record), now_ms());
-        let diagnosis = before.and_then(|entry| entry.diagnosis.clone());
-        let forgotten = before.cloned();
-        self.set(id, InstanceEntry::new(record, diagnosis))?;
+        let forgotten = self.entries.get(id).cloned();
+        self.set_starting(planned)?;
         crash::point();
         match process::spawn(planned, &self.state_id, &self.dir) {
             Ok((child, running)) => {
@@ -434,6 +428,15 @@ impl Controller {
             Step::Wait => {}
         }
         Ok(())
+    }
+
+    /// Notes that an instance is starting; why it failed before stays in sight.
+    fn set_starting(&mut self, planned: &PlannedInstance) -> Result<(), ControllerError> {
+        let before = self.entries.get(&planned.id);
+        let record = before.map(|entry| &entry.record);
+        let record = Record::starting(planned.config(), record, now_ms());
+        let diagnosis = before.and_then(|entry| entry.diagnosis.clone());
+        self.set(&planned.id, InstanceEntry::new(record, diagnosis))
     }
 
     fn set(&mut self, id: &InstanceId, entry: InstanceEntry) -> Result<(), ControllerError> {

@@ -142,7 +142,7 @@ pub fn read(
     let mut instances = Vec::new();
     let mut ledger = Vec::new();
     for planned in plan.iter().flat_map(|plan| &plan.instances) {
-        let running = find(&inventory.instances, planned);
+        let running = planned.find_in(&inventory.instances);
         let entry = entries.get(&planned.id);
         let rolled_back = rollbacks.contains_key(&planned.id);
         instances.push(status_of(planned, running, entry, rolled_back));
@@ -209,14 +209,6 @@ fn devices(planned: Vec<PlannedDevice>, inventory: &Inventory) -> Vec<DeviceStat
     planned.into_iter().map(status).collect()
 }
 
-fn find<'a>(
-    running: &'a [RunningInstance],
-    planned: &PlannedInstance,
-) -> Option<&'a RunningInstance> {
-    let config = planned.config();
-    running.iter().find(|running| running.id == planned.id && running.config == config)
-}
-
 /// The status of one planned instance.
 pub(crate) fn status_of(
     planned: &PlannedInstance,
@@ -249,10 +241,7 @@ pub(crate) fn status_of(
 
 /// Instances that run and that the plan doesn't have.
 fn leftovers(plan: Option<&Plan>, running: &[RunningInstance]) -> Vec<InstanceStatus> {
-    let is_planned = |running: &RunningInstance| {
-        let planned = plan.and_then(|plan| plan.instance(&running.id));
-        planned.is_some_and(|planned| planned.config() == running.config)
-    };
+    let is_planned = |running: &RunningInstance| plan.is_some_and(|plan| plan.wants(running));
     let leftover = |running: &RunningInstance| InstanceStatus {
         id: running.id.clone(),
         model: String::new(),

@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
-use crate::inventory::{DeviceId, InstanceId};
+use crate::inventory::{DeviceId, InstanceId, RunningInstance};
 use crate::memory::Footprint;
 use crate::spec::{EngineKind, GatewaySpec};
 use crate::units::Bytes;
@@ -95,6 +95,19 @@ impl PlannedInstance {
         ))
     }
 
+    /// The process that runs it, as it is planned, of those that were seen.
+    pub fn find_in<'a>(&self, running: &'a [RunningInstance]) -> Option<&'a RunningInstance> {
+        let config = self.config();
+        running.iter().find(|running| running.id == self.id && running.config == config)
+    }
+
+    /// What it takes on a device of a node.
+    pub fn bytes_on(&self, node: &str, device: &DeviceId) -> Bytes {
+        let shares =
+            self.shares.iter().filter(|share| self.node == node && share.device == *device);
+        shares.map(|share| share.footprint.total()).sum()
+    }
+
     /// Whether it uses this device of its node.
     pub fn uses(&self, device: &DeviceId) -> bool {
         self.shares.iter().any(|share| share.device == *device)
@@ -111,6 +124,11 @@ impl Plan {
     /// The plan under which nothing runs, after `parent`.
     pub fn nothing(gateway: GatewaySpec, parent: Option<Digest>) -> Self {
         Self { parent, gateway, instances: Vec::new(), devices: Vec::new() }
+    }
+
+    /// Whether it has an instance that was seen running, as it runs.
+    pub fn wants(&self, running: &RunningInstance) -> bool {
+        self.instance(&running.id).is_some_and(|planned| planned.config() == running.config)
     }
 
     /// The instance with this id.

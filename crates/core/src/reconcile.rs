@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::digest::Digest;
 use crate::inventory::{DeviceId, InstanceId, RunningInstance};
 use crate::plan::{Plan, PlannedInstance};
+use crate::units::Bytes;
 
 /// Failures after which an instance is left alone.
 const MAX_FAILURES: u32 = 5;
@@ -105,10 +106,7 @@ pub fn next_actions(
         let record = records.get(&running.id).filter(|record| record.config == running.config);
         record.is_some_and(|record| record.phase == Phase::Failed)
     };
-    let is_wanted = |running: &&RunningInstance| {
-        plan.instance(&running.id).is_some_and(|planned| planned.config() == running.config)
-            && !has_failed(running)
-    };
+    let is_wanted = |running: &&RunningInstance| plan.wants(running) && !has_failed(running);
     let (wanted, unwanted): (Vec<_>, Vec<_>) = running.iter().partition(is_wanted);
     let mut actions: Vec<Action> = unwanted.iter().map(|r| Action::Stop((*r).clone())).collect();
     if !unwanted.is_empty() {
@@ -159,7 +157,7 @@ pub fn is_settled(
 ) -> bool {
     let is_done = |instance: &PlannedInstance| {
         let config = instance.config();
-        let runs = running.iter().any(|r| r.id == instance.id && r.config == config);
+        let runs = instance.find_in(running).is_some();
         let record = records.get(&instance.id).filter(|record| record.config == config);
         match record.map(|record| record.phase) {
             Some(Phase::Ready) => runs,
@@ -167,9 +165,7 @@ pub fn is_settled(
             _ => false,
         }
     };
-    let planned =
-        |r: &RunningInstance| plan.instance(&r.id).is_some_and(|p| p.config() == r.config);
-    plan.instances.iter().all(is_done) && running.iter().all(planned)
+    plan.instances.iter().all(is_done) && running.iter().all(|running| plan.wants(running))
 }
 
 /// The plan with instances that go back to an earlier configuration: where one could not start as
@@ -187,13 +183,8 @@ pub fn with_rollbacks(plan: &Plan, rollbacks: &BTreeMap<InstanceId, PlannedInsta
 /// Whether `plan` keeps within the budget of every device of `devices`.
 pub fn keeps_budgets(plan: &Plan) -> bool {
     plan.devices.iter().all(|device| {
-        let shares = plan
-            .instances
-            .iter()
-            .filter(|instance| instance.node == device.node)
-            .flat_map(|instance| &instance.shares)
-            .filter(|share| share.device == device.device);
-        shares.map(|share| share.footprint.total()).sum::<crate::units::Bytes>() <= device.budget
+        let on_device = |i: &PlannedInstance| i.bytes_on(&device.node, &device.device);
+        plan.instances.iter().map(on_device).sum::<Bytes>() <= device.budget
     })
 }
 

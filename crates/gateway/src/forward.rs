@@ -31,7 +31,7 @@ pub(crate) async fn send(
     upstream: &Upstream,
     head: &http::request::Parts,
     body: Bytes,
-) -> Result<Response<Relayed>, Error> {
+) -> Result<Response<Held<Incoming, Ticket>>, Error> {
     let ticket = upstream.ticket();
     let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
     let uri = Uri::builder().scheme("http").authority(upstream.address.to_string());
@@ -42,7 +42,7 @@ pub(crate) async fn send(
     *request.headers_mut() = end_to_end(&head.headers);
     let (mut head, body) = pool.request(request).await?.into_parts();
     head.headers = end_to_end(&head.headers);
-    Ok(Response::from_parts(head, Relayed { body, _ticket: ticket }))
+    Ok(Response::from_parts(head, Held::new(body, ticket)))
 }
 
 /// Headers that only concern one of the two connections.
@@ -67,20 +67,26 @@ fn end_to_end(headers: &HeaderMap) -> HeaderMap {
     passed
 }
 
-/// An engine's answer on its way to the client; counts as in flight until its end.
-pub(crate) struct Relayed {
-    body: Incoming,
-    _ticket: Ticket,
+/// A body that keeps something alive until its end.
+pub(crate) struct Held<B, G> {
+    body: B,
+    _guard: G,
 }
 
-impl Body for Relayed {
-    type Data = Bytes;
-    type Error = hyper::Error;
+impl<B, G> Held<B, G> {
+    pub(crate) fn new(body: B, guard: G) -> Self {
+        Self { body, _guard: guard }
+    }
+}
+
+impl<B: Body + Unpin, G: Unpin> Body for Held<B, G> {
+    type Data = B::Data;
+    type Error = B::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
         Pin::new(&mut self.body).poll_frame(context)
     }
 

@@ -14,7 +14,7 @@ use serde_json::json;
 use tokio::sync::watch;
 
 use crate::error::GatewayError;
-use crate::forward::{self, Pool};
+use crate::forward::{self, Held, Pool};
 use crate::metrics::{Metrics, Model, Outcome};
 use crate::peek;
 use crate::routes::{Routes, Upstream, UpstreamState};
@@ -80,7 +80,7 @@ async fn forwarded(shared: &Shared, request: Request<Incoming>) -> Answer {
             let waited = arrived.elapsed().as_secs_f64();
             shared.metrics.first_byte_seconds.get_or_create(&label).observe(waited);
             count(shared, &model, outcome(response.status()));
-            response.map(|body| Counted { body, _gauge: gauge }.boxed())
+            response.map(|body| Held::new(body, gauge).boxed())
         }
         Err(error) => {
             tracing::warn!(instance = %upstream.id, %error, "instance could not be reached");
@@ -138,7 +138,7 @@ fn ready(shared: &Shared) -> Answer {
         .names()
         .into_iter()
         .map(|name| {
-            let ready = routes.model(&name).is_some_and(|all| all.iter().any(|u| u.is_ready()));
+            let ready = routes.serves(&name);
             (name, ready.into())
         })
         .collect();
@@ -189,31 +189,5 @@ impl InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.0.dec();
-    }
-}
-
-/// An answer that counts as in flight until its end.
-struct Counted<B> {
-    body: B,
-    _gauge: InFlight,
-}
-
-impl<B: hyper::body::Body + Unpin> hyper::body::Body for Counted<B> {
-    type Data = B::Data;
-    type Error = B::Error;
-
-    fn poll_frame(
-        mut self: std::pin::Pin<&mut Self>,
-        context: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<Result<hyper::body::Frame<B::Data>, B::Error>>> {
-        std::pin::Pin::new(&mut self.body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> hyper::body::SizeHint {
-        self.body.size_hint()
     }
 }

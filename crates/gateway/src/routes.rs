@@ -85,10 +85,14 @@ impl Routes {
         self.models.get(name).map(Vec::as_slice)
     }
 
-    /// Whether every model has an instance that takes requests.
+    /// Whether a model has an instance that takes requests.
+    pub fn serves(&self, name: &str) -> bool {
+        self.model(name).is_some_and(|upstreams| upstreams.iter().any(|u| u.is_ready()))
+    }
+
+    /// Whether every model has one.
     pub fn is_ready(&self) -> bool {
-        let ready = |upstreams: &Vec<Arc<Upstream>>| upstreams.iter().any(|u| u.is_ready());
-        !self.models.is_empty() && self.models.values().all(ready)
+        !self.models.is_empty() && self.models.keys().all(|name| self.serves(name))
     }
 
     /// Requests in flight on an instance.

@@ -254,12 +254,7 @@ impl<'a> Ports<'a> {
 
 fn planned_devices(bins: &[Bin<'_>], instances: &[PlannedInstance]) -> Vec<PlannedDevice> {
     let planned = |bin: &Bin<'_>| -> Bytes {
-        let on_node = instances.iter().filter(|instance| instance.node == bin.node);
-        on_node
-            .flat_map(|instance| &instance.shares)
-            .filter(|share| share.device == bin.device.id)
-            .map(|share| share.footprint.total())
-            .sum()
+        instances.iter().map(|instance| instance.bytes_on(bin.node, &bin.device.id)).sum()
     };
     bins.iter()
         .map(|bin| PlannedDevice {

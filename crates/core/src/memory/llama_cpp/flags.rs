@@ -3,6 +3,7 @@
 //! The table of all flags is data (`data/llama-server-b10434.flags`), so that a misspelt one is
 //! found before the engine refuses it, and so that words are split into flags and values rightly.
 
+use std::borrow::Cow;
 use std::sync::LazyLock;
 
 use crate::model::GgmlType;
@@ -59,9 +60,12 @@ fn flag(line: &'static str) -> Option<Flag> {
 
 /// The flag with this spelling, dashes included. llama.cpp takes `--ctx_size` for `--ctx-size`.
 pub fn find(spelling: &str) -> Option<&'static Flag> {
-    let dashed = spelling.replace('_', "-");
-    let spelling = if spelling.starts_with("--") { dashed.as_str() } else { spelling };
-    TABLE.iter().find(|flag| flag.spellings.contains(&spelling))
+    let spelling = dashed(spelling);
+    TABLE.iter().find(|flag| flag.spellings.contains(&&*spelling))
+}
+
+fn dashed(word: &str) -> Cow<'_, str> {
+    if word.starts_with("--") { word.replace('_', "-").into() } else { word.into() }
 }
 
 /// The flag that a spec names without dashes, and its spelling with them.
@@ -229,8 +233,7 @@ impl LlamaFlags {
         let mut flags = Self::default();
         let mut rest = args.iter().map(AsRef::as_ref).peekable();
         while let Some(word) = rest.next() {
-            let dashed = word.replace('_', "-");
-            let word = if word.starts_with("--") { dashed.as_str() } else { word };
+            let word = &*dashed(word);
             let flag = find(word)
                 .ok_or_else(|| FlagError::Unknown { flag: word.to_owned(), near: nearest(word) })?;
             let missing = || FlagError::MissingValue(word.to_owned());

@@ -2,6 +2,7 @@
 
 use super::{Context, LlamaFlags};
 use crate::model::ModelFacts;
+use crate::model::facts::Layer;
 use crate::units::Bytes;
 
 /// One of the caches of a context: llama.cpp keeps sliding layers apart from the others.
@@ -26,20 +27,20 @@ impl KvCache {
     }
 }
 
+/// A layer's keys and values of one cell.
+pub fn layer_row(facts: &ModelFacts, flags: &LlamaFlags, layer: &Layer) -> Bytes {
+    let keys = flags.cache_type_k.row_bytes(layer.kv_heads * facts.key_length);
+    let values = flags.cache_type_v.row_bytes(layer.kv_heads * facts.value_length);
+    Bytes(keys.unwrap_or(u64::MAX)) + Bytes(values.unwrap_or(u64::MAX))
+}
+
 /// The caches of a context (`src/llama-kv-cache.cpp`): for the layers that attend to everything,
 /// and for those that slide where there are any. Bytes are
 /// `streams * cells * sum over layers of (row of keys + row of values)`.
 pub fn kv_caches(facts: &ModelFacts, flags: &LlamaFlags, context: &Context) -> Vec<KvCache> {
     let cache = |sliding: bool, cells: u64| {
         let layers = facts.layers.iter().filter(|layer| layer.is_sliding == sliding);
-        let rows: Bytes = layers
-            .clone()
-            .map(|layer| {
-                let keys = flags.cache_type_k.row_bytes(layer.kv_heads * facts.key_length);
-                let values = flags.cache_type_v.row_bytes(layer.kv_heads * facts.value_length);
-                Bytes(keys.unwrap_or(u64::MAX)) + Bytes(values.unwrap_or(u64::MAX))
-            })
-            .sum();
+        let rows: Bytes = layers.clone().map(|layer| layer_row(facts, flags, layer)).sum();
         let layers = layers.count() as u64;
         KvCache { layers, cells, streams: context.streams, bytes: rows * cells * context.streams }
     };

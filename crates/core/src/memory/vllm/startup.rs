@@ -95,6 +95,14 @@ struct Stage<'a> {
     available: i64,
 }
 
+/// What a stage holds of its cache and of torch's segments, when ready and after load.
+struct Held {
+    blocks: u64,
+    cache_segments: Bytes,
+    ready: u64,
+    served: u64,
+}
+
 /// The answer for a model, its arguments (vLLM's own names) and a version, on `gpu`.
 pub fn fit(model: &Transformer, args: &Value, gpu: Gpu, engine_version: &str) -> VllmFit {
     let Some(version) = version::parse(engine_version) else {
@@ -279,7 +287,6 @@ impl<'a> Start<'a> {
             + calibration::LATE_KERNELS
             + Bytes(stage.graphs)
             + segments;
-        let before = stage.segments;
         let passes = &mut stage.passes;
         passes.allocator.limit = (self.gpu.total - self.gpu.used_by_others - fixed).0;
         for bytes in self.attention_buffers(groups) {
@@ -296,9 +303,29 @@ impl<'a> Start<'a> {
             (verdict, self.out_of_memory(size, &passes.allocator))
         });
 
+        let terms =
+            self.all_terms(stage, &Held { blocks, cache_segments: segments, ready, served });
+        let (ready, served) =
+            (fixed + Bytes(ready), fixed + Bytes(served) + calibration::FIRST_REQUESTS);
+        let fit = StageFit {
+            kv_cache: i64::try_from(cache).unwrap_or(i64::MAX),
+            ready,
+            served,
+            peak: ready.max(served).max(stage.load_peak),
+            terms,
+            ..self.figures(stage)
+        };
+        (fit, trouble)
+    }
+
+    /// Every term of a stage; their sum is what it holds after load.
+    fn all_terms(&self, stage: &Stage<'_>, held: &Held) -> Footprint {
+        let args = self.args;
+        let Held { blocks, cache_segments, ready, served } = *held;
+        let cache = blocks.saturating_mul(stage.block_bytes);
         let mut terms = self.first_terms(stage);
         // Cached segments may have been given back since.
-        let with_state = before.min(ready);
+        let with_state = stage.segments.min(ready);
         terms.exact(
             "sampler_state",
             Bytes(with_state) - Bytes(stage.loaded.segments),
@@ -333,20 +360,10 @@ impl<'a> Start<'a> {
         );
         terms.exact(
             "kv_cache_segments",
-            segments - Bytes(cache),
+            cache_segments - Bytes(cache),
             "rounding of its tensors".to_owned(),
         );
-        let (ready, served) =
-            (fixed + Bytes(ready), fixed + Bytes(served) + calibration::FIRST_REQUESTS);
-        let fit = StageFit {
-            kv_cache: i64::try_from(cache).unwrap_or(i64::MAX),
-            ready,
-            served,
-            peak: ready.max(served).max(stage.load_peak),
-            terms,
-            ..self.figures(stage)
-        };
-        (fit, trouble)
+        terms
     }
 
     /// Block tables, slot mappings, and with vision the split softmax of Triton's attention.
