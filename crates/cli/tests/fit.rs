@@ -24,7 +24,6 @@ fn berth(state: &Path, args: &[&str]) -> (i32, String, String) {
 #[test]
 fn answers_and_refusals() {
     let state = tempfile::tempdir().unwrap();
-    let h100 = "fit medgemma-27b-text --gpu H100";
     for (line, code, says) in [
         (
             "fit medgemma-27b --gpu A10 -- -tp 4 --gpu-memory-utilization 0.85 --max-model-len 8192 --enforce-eager",
@@ -88,6 +87,12 @@ fn answers_and_refusals() {
         assert_eq!(got, code, "{line}\n{out}{err}");
         assert!(out.contains(says) || err.contains(says), "{line}\n{out}{err}");
     }
+}
+
+#[test]
+fn a_second_engine_is_answered_for() {
+    let state = tempfile::tempdir().unwrap();
+    let h100 = "fit medgemma-27b-text --gpu H100";
     let (code, out, err) = berth(
         state.path(),
         &[

@@ -41,25 +41,10 @@ const KEYS: &[&str] = &[
     "vocab_size",
 ];
 
-const ARGS: &[&str] = &[
-    "block_size",
-    "dtype",
-    "enforce_eager",
-    "env",
-    "gpu_memory_utilization",
-    "kv_cache_dtype",
-    "kv_cache_memory_bytes",
-    "language_model_only",
-    "limit_mm_per_prompt",
-    "max_model_len",
-    "max_num_batched_tokens",
-    "max_num_seqs",
-    "mm_encoder_tp_mode",
-    "num_gpu_blocks_override",
-    "pipeline_parallel_size",
-    "quantization",
-    "tensor_parallel_size",
-];
+/// All arguments that memory depends on, and the environment.
+fn args() -> Vec<&'static str> {
+    flags::MODELLED.iter().copied().chain(["env"]).collect()
+}
 
 fn value() -> impl Strategy<Value = Value> {
     prop_oneof![
@@ -102,7 +87,7 @@ proptest! {
     fn anything_gives_an_answer(
         model in 0_usize..19,
         keys in prop::collection::vec((select(KEYS), value()), 0..4),
-        given in prop::collection::vec((select(ARGS), value()), 0..6),
+        given in prop::collection::vec((select(args()), value()), 0..6),
         version in select(vec!["0.26.0", "0.27.1", "0.29", "0.30.2", "0.33.0", "1.0", "", "x", "99999999999999999999"]),
         kind in 0_usize..18,
         others in prop_oneof![Just(0), any::<u64>(), 0_u64..200 << 30],

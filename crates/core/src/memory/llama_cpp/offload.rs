@@ -2,19 +2,19 @@
 //!
 //! `src/llama-model.cpp` and `ggml/src/ggml-backend.cpp` of b10435. The first layers go to the first
 //! device, the output head to the last; a tied head is a second copy of the embedding, which itself
-//! stays on the host. Weights and KV cache of every device are exact (measured: 300 starts over RPC
-//! and Vulkan devices), and so is the compute buffer of one GPU that has all layers. On several GPUs,
+//! stays on the host. Weights and KV cache of every device are exact (measured: 242 starts over RPC,
+//! Vulkan and CUDA), and so is the compute buffer of one GPU that has all layers. On several GPUs,
 //! or with some layers on the host, the compute buffer is bounded by that of the whole graph.
 
 use super::flags::{FlagError, FlashAttention, LlamaFlags};
 use super::graph::{self, Backend};
+use super::weights::EMBEDDING;
 use super::{Context, kv_cache};
 use crate::memory::{Footprint, Verdict};
 use crate::model::facts::Layer;
 use crate::model::{GgmlType, ModelFacts, TensorInfo};
 use crate::units::Bytes;
 
-const EMBEDDING: &str = "token_embd.weight";
 /// Rows of quantised tensors are padded to this on CUDA (`ggml-cuda.cu`, `alloc_size`).
 const CUDA_ROW: u64 = 512;
 /// Copies of inputs where several GPUs work at once (`GGML_SCHED_MAX_COPIES`).
@@ -202,7 +202,12 @@ impl Offload<'_> {
             let message = format!("there is no GPU {}; there are {}", devices.main, free.len());
             return answer(Verdict::Unsupported, Some(message), Vec::new());
         }
-        let as_asked = this.on_devices(devices, free, &context);
+        let graph = Buffers {
+            context: &context,
+            compute: graph::device_compute_buffer(this.facts, &flags, &context, this.backend),
+            inputs: graph::device_inputs(this.facts, &flags, &context),
+        };
+        let as_asked = this.on_devices(devices, free, &graph);
         let has_room = |fits: &[DeviceFit], margin: Bytes| {
             fits.iter().zip(free).all(|(fit, free)| fit.terms.total() + margin <= *free)
         };
@@ -218,7 +223,7 @@ impl Offload<'_> {
         let all = this.facts.layers.len() as u64 + 1;
         let fewer = (0..all).rev().find_map(|layers| {
             let devices = DeviceFlags { layers: Some(layers), ..devices.clone() };
-            let fits = this.on_devices(&devices, free, &context);
+            let fits = this.on_devices(&devices, free, &graph);
             has_room(&fits, FIT_MARGIN).then_some((layers, fits))
         });
         match fewer {
@@ -247,17 +252,18 @@ impl Offload<'_> {
         &self,
         devices: &DeviceFlags,
         free: &[Bytes],
-        context: &Context,
+        graph: &Buffers<'_>,
     ) -> Vec<DeviceFit> {
         let places = place_layers(self.facts, devices, free);
         let used = if devices.on_one { 1 } else { free.len() };
         let spread = Spread { devices, used, is_whole: places.iter().all(Option::is_some), places };
-        (0..free.len()).map(|device| self.on_device(device, &spread, context)).collect()
+        (0..free.len()).map(|device| self.on_device(device, &spread, graph)).collect()
     }
 
-    fn on_device(&self, device: usize, spread: &Spread<'_>, context: &Context) -> DeviceFit {
+    fn on_device(&self, device: usize, spread: &Spread<'_>, graph: &Buffers<'_>) -> DeviceFit {
         let Self { facts, flags, backend, .. } = *self;
         let Spread { devices, used, is_whole, ref places } = *spread;
+        let Buffers { context, compute, inputs } = *graph;
         let layers = places.iter().filter(|place| **place == Some(device)).count() as u64;
         let mut terms = Footprint::default();
         // A GPU without layers multiplies large batches of the host's all the same, if it is the first.
@@ -273,7 +279,6 @@ impl Offload<'_> {
         terms.exact("kv_cache", cache, format!("{} cells", context.cells));
         let is_plain =
             flags.cache_type_k == flags.cache_type_v && flags.cache_type_k.name() != "bf16";
-        let compute = graph::device_compute_buffer(facts, flags, context, backend);
         match is_whole && used == 1 && !devices.cache_on_host && is_plain {
             true => terms.exact("compute", compute, "the graph allocator's peak".to_owned()),
             false => terms.calibrated("compute", compute, "at most the whole graph's".to_owned()),
@@ -283,7 +288,6 @@ impl Offload<'_> {
             let how = "the largest of what is read from the host".to_owned();
             terms.calibrated("visiting", visiting, how);
         }
-        let inputs = graph::device_inputs(facts, flags, context);
         if flags.cache_type_k != flags.cache_type_v {
             terms.calibrated("mixed_types", inputs, "at most the inputs once more".to_owned());
         }
@@ -295,6 +299,16 @@ impl Offload<'_> {
         terms.calibrated("pool", pool, format!("after the first large batches; {source}"));
         DeviceFit { layers, terms }
     }
+}
+
+/// What is the same wherever layers lie.
+#[derive(Clone, Copy)]
+struct Buffers<'a> {
+    context: &'a Context,
+    /// The compute buffer of the whole graph.
+    compute: Bytes,
+    /// Its inputs.
+    inputs: Bytes,
 }
 
 /// Where everything lies.

@@ -27,7 +27,8 @@ const AMX: &[(&str, u64)] = &[
 const AMX_OUTPUTS: u64 = 32;
 /// Rows are rearranged in groups of this many.
 const ROW_GROUP: u64 = 8;
-const EMBEDDING: &str = "token_embd.weight";
+/// The embedding, which a tied model has as its head too.
+pub(super) const EMBEDDING: &str = "token_embd.weight";
 
 /// A model's tensors by the buffer that they go to.
 struct Buffers<'a> {

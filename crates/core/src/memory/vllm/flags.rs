@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 /// Arguments that memory depends on. Others pass where they are known to take none.
-const MODELLED: &[&str] = &[
+pub const MODELLED: &[&str] = &[
     "async_scheduling",
     "block_size",
     "disable_hybrid_kv_cache_manager",

@@ -93,6 +93,11 @@ impl Linear {
         tensors
     }
 
+    /// Bytes of each tensor that conversion concerns.
+    fn without_bias(&self, card: Card) -> Vec<u64> {
+        Self { bias: false, ..*self }.tensors(card)
+    }
+
     fn scale_count(&self, scales: Fp8Scales) -> u64 {
         match scales {
             Fp8Scales::Tensor => 1,
@@ -148,7 +153,7 @@ impl Linear {
                 loaded.blocks.extend(parts.map(|bytes| allocator.allocate(bytes)));
             }
             _ => {
-                for bytes in (Self { bias: false, ..*self }).tensors(card) {
+                for bytes in self.without_bias(card) {
                     loaded.blocks.push(allocator.allocate(bytes));
                 }
             }
@@ -167,7 +172,7 @@ impl Linear {
                 self.convert_awq(card, group, &loaded.blocks, allocator);
             }
             Some(Quantization::Integer { bits, group, zero_points, .. }) => {
-                let kept = Self { bias: false, ..*self }.tensors(card);
+                let kept = self.without_bias(card);
                 let is_machete = self.kernel(card, bits, group, zero_points) == Kernel::Machete;
                 let copy =
                     allocator.allocate(if is_machete { 1 } else { self.weights() * bits / 8 });
@@ -185,7 +190,7 @@ impl Linear {
             }
             Some(Quantization::Fp8 { online: true, .. }) => {
                 let original = allocator.allocate(self.weights() * self.element);
-                for bytes in (Self { bias: false, ..*self }).tensors(card) {
+                for bytes in self.without_bias(card) {
                     allocator.allocate(bytes);
                 }
                 allocator.release(original);

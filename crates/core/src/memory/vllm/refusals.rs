@@ -11,12 +11,10 @@ pub(super) fn refusal(
     gpu: &Gpu,
     version: super::version::Version,
 ) -> Option<(Verdict, String)> {
-    let unsupported = |message: String| (Verdict::Unsupported, message);
-    let divides = |message: String| (Verdict::HeadsNotDivisible, message);
     gemma_in_half(model, args)
         .or_else(|| beyond_the_model(model, args))
         .map(unsupported)
-        .or_else(|| heads(model, args).map(divides))
+        .or_else(|| heads(model, args).map(not_divisible))
         .or_else(|| method_too_new(args, gpu, version).map(unsupported))
         .or_else(|| bfloat16_too_new(args, gpu).map(unsupported))
 }
@@ -27,12 +25,18 @@ pub(super) fn while_building(
     args: &VllmArgs,
     gpu: &Gpu,
 ) -> Option<(Verdict, String)> {
-    let unsupported = |message: String| (Verdict::Unsupported, message);
-    let divides = |message: String| (Verdict::HeadsNotDivisible, message);
     parts(model, args)
         .or_else(|| quantized_parts(model, args))
-        .map(divides)
+        .map(not_divisible)
         .or_else(|| fp8_cache(args, gpu).map(unsupported))
+}
+
+fn unsupported(message: String) -> (Verdict, String) {
+    (Verdict::Unsupported, message)
+}
+
+fn not_divisible(message: String) -> (Verdict, String) {
+    (Verdict::HeadsNotDivisible, message)
 }
 
 /// `config/model.py`: Gemma 3 has no float16.

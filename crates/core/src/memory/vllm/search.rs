@@ -25,7 +25,7 @@ pub struct Question<'a> {
     pub model: &'a Transformer,
     /// Its arguments, by vLLM's own names.
     pub args: &'a Value,
-    /// The GPUs that it may use; the first stands for all in [`layouts`](Self::layouts).
+    /// The GPUs that it may use; the fullest stands for all in [`layouts`](Self::layouts).
     pub gpus: &'a [Gpu],
     /// The engine.
     pub engine: Engine<'a>,
@@ -71,7 +71,7 @@ impl Question<'_> {
     }
 
     fn at(&self, step: u64) -> VllmFit {
-        self.with(&[("gpu_memory_utilization", json!(step as f64 / STEPS as f64))])
+        self.with(&[("gpu_memory_utilization", json!(share(step)))])
     }
 
     /// The smallest `gpu_memory_utilization` whose cache holds `requests` requests of `tokens` tokens
@@ -89,7 +89,7 @@ impl Question<'_> {
         let steps = sized.starting_steps()?;
         let last = *steps.end();
         let step = partition_point(steps, |step| !enough(&sized.at(step)));
-        (step <= last).then(|| Found { value: step as f64 / STEPS as f64, fit: sized.at(step) })
+        (step <= last).then(|| Found { value: share(step), fit: sized.at(step) })
     }
 
     /// The steps of `gpu_memory_utilization` that start: below, too little is left for the cache;
@@ -109,7 +109,7 @@ impl Question<'_> {
         let given = self.args["gpu_memory_utilization"].as_f64().unwrap_or(DEFAULT_UTILIZATION);
         let steps = self.starting_steps()?;
         let step = ((given * STEPS as f64) as u64).clamp(*steps.start(), *steps.end());
-        Some(step as f64 / STEPS as f64)
+        Some(share(step))
     }
 
     /// The largest `gpu_memory_utilization` with which `bytes` stay free on every GPU, whatever the
@@ -123,7 +123,7 @@ impl Question<'_> {
         let steps = self.starting_steps()?;
         let first = *steps.start();
         let step = partition_point(steps, |step| leaves(&self.at(step))) - 1;
-        (step >= first).then(|| Found { value: step as f64 / STEPS as f64, fit: self.at(step) })
+        (step >= first).then(|| Found { value: share(step), fit: self.at(step) })
     }
 
     /// The largest `max_model_len` that starts, up to the model's own.
@@ -162,13 +162,13 @@ impl Question<'_> {
                     ];
                     changes.extend(quantization.map(|method| ("quantization", json!(method))));
                     let one = Question { gpus: &fullest, ..*self };
+                    let mut utilization = None;
                     if self.args["gpu_memory_utilization"].is_null() {
                         let args = one.args_with(&changes);
-                        let best = Question { args: &args, ..one }.nearest_utilization();
-                        changes.extend(best.map(|step| ("gpu_memory_utilization", json!(step))));
+                        utilization = Question { args: &args, ..one }.nearest_utilization();
                     }
-                    let utilization = changes.iter().find(|(name, _)| name.starts_with("gpu_"));
-                    let utilization = utilization.and_then(|(_, value)| value.as_f64());
+                    changes
+                        .extend(utilization.map(|share| ("gpu_memory_utilization", json!(share))));
                     let fit = one.with(&changes);
                     layouts.push(Layout {
                         tensor_parallel_size,
@@ -185,6 +185,11 @@ impl Question<'_> {
         });
         layouts
     }
+}
+
+/// A step as the fraction that it is.
+fn share(step: u64) -> f64 {
+    step as f64 / STEPS as f64
 }
 
 /// The first value for which `holds` doesn't hold, where it holds up to there and not beyond; one after
