@@ -271,6 +271,11 @@ impl Transformer {
         self.full_attention.len()
     }
 
+    /// Whether the feed-forward part of a layer is made of experts.
+    pub fn has_experts(&self, layer: usize) -> bool {
+        self.experts.as_ref().is_some_and(|experts| experts.layers.get(layer) == Some(&true))
+    }
+
     /// Its parameters, as a checkpoint has them.
     pub fn parameters(&self) -> u64 {
         let wide = u128::from;
@@ -284,7 +289,7 @@ impl Transformer {
             + bias(self.qk_norm, 2 * head);
         let norms = if self.family == Family::Gemma3 { 4 } else { 2 };
         let layer = |index: usize| match &self.experts {
-            Some(experts) if experts.layers.get(index) == Some(&true) => {
+            Some(experts) if self.has_experts(index) => {
                 wide(experts.count) * hidden * (1 + 3 * wide(experts.intermediate))
             }
             _ => 3 * hidden * wide(self.intermediate),

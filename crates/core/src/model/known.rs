@@ -68,7 +68,8 @@ mod tests {
             Part::Linear(linear) => linear.tensors(gpu.card).iter().sum(),
             Part::Experts(experts) => experts.tensors(gpu.card).iter().sum(),
         };
-        let layers = (0..model.layers()).flat_map(|index| weights::layer(model, &args, index));
+        let layers = (0..model.layers())
+            .flat_map(|index| weights::layer(model, &args, model.has_experts(index)));
         let all = layers.chain(weights::vision(model, &args)).map(bytes).sum::<u64>();
         let heads = if model.tied { 1 } else { 2 };
         all / 2 + heads * model.vocab * model.hidden + model.hidden

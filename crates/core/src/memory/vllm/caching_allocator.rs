@@ -11,6 +11,8 @@ const SMALL_SEGMENT: u64 = 2 << 20;
 const LARGE_SEGMENT: u64 = 20 << 20;
 const OWN_SEGMENT_FROM: u64 = 10 << 20;
 const SEGMENT_STEP: u64 = 2 << 20;
+/// Room for the blocks of most models, so that it needn't grow.
+const BLOCKS: usize = 2048;
 /// A block that may not be split is used only where this much less would be wasted.
 const MAX_WASTE: u64 = 20 << 20;
 
@@ -36,24 +38,48 @@ pub fn segment_class(bytes: u64) -> SegmentClass {
 
 /// A tensor's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BlockId(usize);
+pub struct BlockId(u32);
 
+/// No block: what is before the first of a segment and after its last.
+const NONE: u32 = u32::MAX;
+
+/// Kept small, as a start has thousands: what a replay takes is mostly their memory.
 #[derive(Clone, Copy, Debug)]
 struct Block {
     size: u64,
+    before: u32,
+    after: u32,
     is_free: bool,
-    segment: u64,
-    before: Option<usize>,
-    after: Option<usize>,
+    is_small: bool,
+}
+
+/// Free blocks, the smallest first.
+type FreeList = Vec<Free>;
+
+/// A free block's size, and below it its number: one word compares faster than two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Free(u128);
+
+impl Free {
+    fn new(size: u64, id: u32) -> Self {
+        Self(u128::from(size) << u32::BITS | u128::from(id))
+    }
+
+    fn size(self) -> u64 {
+        (self.0 >> u32::BITS) as u64
+    }
+
+    fn id(self) -> u32 {
+        self.0 as u32
+    }
 }
 
 /// The allocator's state.
 #[derive(Clone, Debug)]
 pub struct Allocator {
     blocks: Vec<Block>,
-    /// Free blocks with their sizes, the smallest first.
-    small: Vec<(u64, usize)>,
-    large: Vec<(u64, usize)>,
+    small: FreeList,
+    large: FreeList,
     /// Bytes of all segments.
     pub reserved: u64,
     /// Bytes of all tensors.
@@ -74,7 +100,7 @@ impl Allocator {
     /// An empty allocator on a device that can give `limit` bytes.
     pub fn new(limit: u64) -> Self {
         Self {
-            blocks: Vec::new(),
+            blocks: Vec::with_capacity(BLOCKS),
             small: Vec::new(),
             large: Vec::new(),
             reserved: 0,
@@ -87,47 +113,75 @@ impl Allocator {
         }
     }
 
-    fn free_list(&mut self, is_small: bool) -> &mut Vec<(u64, usize)> {
+    fn free_list(&mut self, is_small: bool) -> &mut FreeList {
         if is_small { &mut self.small } else { &mut self.large }
+    }
+
+    fn block(&mut self, id: u32) -> &mut Block {
+        &mut self.blocks[id as usize]
     }
 
     /// Memory for a tensor.
     pub fn allocate(&mut self, bytes: u64) -> BlockId {
         let size = bytes.max(1).checked_next_multiple_of(GRANULE).unwrap_or(u64::MAX);
         let is_small = size <= SMALL;
-        let id = self.best_fit(size, is_small).unwrap_or_else(|| self.new_segment(size));
-        self.split(id, size, is_small);
-        let block = &mut self.blocks[id];
+        let id = match self.best_fit(size, is_small) {
+            Some(at) => self.take(at, size, is_small),
+            None => {
+                let id = self.new_segment(size);
+                if let Some(tail) = self.split(id, size) {
+                    self.enlist(tail);
+                }
+                id
+            }
+        };
+        let block = self.block(id);
         block.is_free = false;
-        self.allocated = self.allocated.saturating_add(block.size);
+        let taken = block.size;
+        self.allocated = self.allocated.saturating_add(taken);
         self.peak_allocated = self.peak_allocated.max(self.allocated);
         BlockId(id)
     }
 
-    /// The smallest free block that may be used, taken off its list. A larger one may be used less.
+    /// Where the smallest free block stands that may be used. A larger one may be used less.
     fn best_fit(&mut self, size: u64, is_small: bool) -> Option<usize> {
         let max_split = self.max_split;
         let list = self.free_list(is_small);
-        let at = list.partition_point(|(free, _)| *free < size);
-        let (free, id) = *list.get(at)?;
+        let at = list.partition_point(|free| *free < Free::new(size, 0));
+        let free = list.get(at)?.size();
         let is_too_large = match size < max_split {
             true => free >= max_split,
             false => free >= size.saturating_add(MAX_WASTE),
         };
-        (!is_too_large).then(|| {
-            list.remove(at);
-            id
-        })
+        (!is_too_large).then_some(at)
     }
 
-    fn enlist(&mut self, id: usize, is_small: bool) {
-        let entry = (self.blocks[id].size, id);
+    /// Takes the block at a place of its list; what is left of it moves down to its own place.
+    fn take(&mut self, at: usize, size: u64, is_small: bool) -> u32 {
+        let id = self.free_list(is_small)[at].id();
+        match self.split(id, size) {
+            Some(tail) => {
+                let free = Free::new(self.block(tail).size, tail);
+                let list = self.free_list(is_small);
+                let to = list[..at].partition_point(|other| *other < free);
+                list.copy_within(to..at, to + 1);
+                list[to] = free;
+            }
+            None => {
+                self.free_list(is_small).remove(at);
+            }
+        }
+        id
+    }
+
+    fn enlist(&mut self, id: u32) {
+        let Block { size, is_small, .. } = *self.block(id);
         let list = self.free_list(is_small);
-        let at = list.partition_point(|other| *other < entry);
-        list.insert(at, entry);
+        let at = list.partition_point(|other| *other < Free::new(size, id));
+        list.insert(at, Free::new(size, id));
     }
 
-    fn new_segment(&mut self, size: u64) -> usize {
+    fn new_segment(&mut self, size: u64) -> u32 {
         let segment = match segment_class(size) {
             SegmentClass::Small => SMALL_SEGMENT,
             SegmentClass::Shared => LARGE_SEGMENT,
@@ -142,74 +196,95 @@ impl Allocator {
         }
         self.reserved = self.reserved.saturating_add(segment);
         self.peak_reserved = self.peak_reserved.max(self.reserved);
-        self.blocks.push(Block {
-            size: segment,
-            is_free: true,
-            segment,
-            before: None,
-            after: None,
-        });
-        self.blocks.len() - 1
+        let is_small = size <= SMALL;
+        self.push(Block { size: segment, before: NONE, after: NONE, is_free: true, is_small })
     }
 
-    fn split(&mut self, id: usize, size: u64, is_small: bool) {
-        let block = self.blocks[id];
+    fn push(&mut self, block: Block) -> u32 {
+        self.blocks.push(block);
+        (self.blocks.len() - 1) as u32
+    }
+
+    /// Cuts a block to a size; gives the free rest, on no list yet.
+    fn split(&mut self, id: u32, size: u64) -> Option<u32> {
+        let block = *self.block(id);
         let rest = block.size - size;
-        let is_split =
-            if is_small { rest >= GRANULE } else { size < self.max_split && rest > SMALL };
-        if !is_split {
-            return;
-        }
-        let tail = self.blocks.len();
-        self.blocks.push(Block { size: rest, is_free: true, before: Some(id), ..block });
-        if let Some(after) = block.after {
-            self.blocks[after].before = Some(tail);
-        }
-        self.blocks[id].after = Some(tail);
-        self.blocks[id].size = size;
-        self.enlist(tail, is_small);
+        let is_split = match block.is_small {
+            true => rest >= GRANULE,
+            false => size < self.max_split && rest > SMALL,
+        };
+        is_split.then(|| {
+            let tail = self.push(Block { size: rest, is_free: true, before: id, ..block });
+            if block.after != NONE {
+                self.block(block.after).before = tail;
+            }
+            let head = self.block(id);
+            (head.after, head.size) = (tail, size);
+            tail
+        })
     }
 
     /// Gives a tensor's memory back to the cache.
     pub fn release(&mut self, BlockId(id): BlockId) {
-        let block = self.blocks[id];
+        let mut block = *self.block(id);
         self.allocated = self.allocated.saturating_sub(block.size);
-        let is_small = block.segment == SMALL_SEGMENT;
-        if let Some(before) = block.before.filter(|other| self.blocks[*other].is_free) {
-            self.unlist(before, is_small);
-            self.blocks[id].size += self.blocks[before].size;
-            self.blocks[id].before = self.blocks[before].before;
-            if let Some(first) = self.blocks[id].before {
-                self.blocks[first].after = Some(id);
+        let mut joined = None;
+        if let Some(before) = self.free_neighbour(block.before) {
+            joined = Some(Free::new(before.size, block.before));
+            block.size += before.size;
+            block.before = before.before;
+            if block.before != NONE {
+                self.block(block.before).after = id;
             }
         }
-        if let Some(after) = block.after.filter(|other| self.blocks[*other].is_free) {
-            self.unlist(after, is_small);
-            self.blocks[id].size += self.blocks[after].size;
-            self.blocks[id].after = self.blocks[after].after;
-            if let Some(last) = self.blocks[id].after {
-                self.blocks[last].before = Some(id);
+        if let Some(after) = self.free_neighbour(block.after) {
+            if let Some(before) = joined.replace(Free::new(after.size, block.after)) {
+                self.unlist(before, block.is_small);
+            }
+            block.size += after.size;
+            block.after = after.after;
+            if block.after != NONE {
+                self.block(block.after).before = id;
             }
         }
-        self.blocks[id].is_free = true;
-        self.enlist(id, is_small);
+        block.is_free = true;
+        *self.block(id) = block;
+        match joined {
+            Some(smaller) => self.relist(smaller, Free::new(block.size, id), block.is_small),
+            None => self.enlist(id),
+        }
     }
 
-    fn unlist(&mut self, id: usize, is_small: bool) {
-        let entry = (self.blocks[id].size, id);
+    fn free_neighbour(&self, id: u32) -> Option<Block> {
+        self.blocks.get(id as usize).copied().filter(|block| block.is_free)
+    }
+
+    fn unlist(&mut self, free: Free, is_small: bool) {
         let list = self.free_list(is_small);
-        if let Ok(at) = list.binary_search(&entry) {
+        if let Ok(at) = list.binary_search(&free) {
             list.remove(at);
+        }
+    }
+
+    /// Puts a block that has grown in the place of what it was.
+    fn relist(&mut self, smaller: Free, larger: Free, is_small: bool) {
+        let list = self.free_list(is_small);
+        if let Ok(from) = list.binary_search(&smaller) {
+            let passed = list[from + 1..].partition_point(|other| *other < larger);
+            list.copy_within(from + 1..=from + passed, from);
+            list[from + passed] = larger;
         }
     }
 
     /// Gives segments without tensors back to the device.
     pub fn empty_cache(&mut self) {
         let blocks = &self.blocks;
-        let is_whole =
-            |(_, id): &(u64, usize)| blocks[*id].before.is_none() && blocks[*id].after.is_none();
+        let is_whole = |free: &Free| {
+            let block = blocks[free.id() as usize];
+            block.before == NONE && block.after == NONE
+        };
         let whole = self.small.iter().chain(&self.large).filter(|free| is_whole(free));
-        let freed: u64 = whole.map(|(size, _)| *size).fold(0, u64::saturating_add);
+        let freed: u64 = whole.map(|free| free.size()).fold(0, u64::saturating_add);
         self.small.retain(|free| !is_whole(free));
         self.large.retain(|free| !is_whole(free));
         self.reserved = self.reserved.saturating_sub(freed);

@@ -52,7 +52,7 @@ pub fn load(
     allocator.max_split = MAX_SPLIT;
     let mut loader = Loader { model, args, card, allocator, to_convert: Vec::new(), experts: 0 };
     if args.with_vision && is_first {
-        loader.parts(weights::vision(model, args));
+        loader.parts(&weights::vision(model, args));
     }
     if is_first || everywhere || (is_last && model.tied) {
         loader.allocator.allocate(embedding);
@@ -79,8 +79,9 @@ impl Loader<'_> {
     fn layers(&mut self, stage: usize) {
         let model = self.model;
         let mut tables = vec![false; model.rope_rows.len()];
+        let kinds = [false, true].map(|experts| weights::layer(model, self.args, experts));
         for layer in self.args.stage_layers(stage) {
-            self.parts(weights::layer(model, self.args, layer));
+            self.parts(&kinds[usize::from(model.has_experts(layer))]);
             let table =
                 if tables.len() == 1 { 0 } else { usize::from(model.full_attention[layer]) };
             if let Some(built @ false) = tables.get_mut(table) {
@@ -90,16 +91,16 @@ impl Loader<'_> {
         }
     }
 
-    fn parts(&mut self, parts: Vec<Part>) {
+    fn parts(&mut self, parts: &[Part]) {
         for part in parts {
             match part {
                 Part::Tensor(bytes) => {
-                    self.allocator.allocate(bytes);
+                    self.allocator.allocate(*bytes);
                 }
                 Part::Linear(linear) => {
                     let loaded = linear.construct(self.card, self.allocator);
                     if linear.quantization.is_some() {
-                        self.to_convert.push((linear, loaded));
+                        self.to_convert.push((*linear, loaded));
                     }
                 }
                 Part::Experts(experts) => {

@@ -145,6 +145,9 @@ impl Linear {
     pub fn construct(&self, card: Card, allocator: &mut Allocator) -> Loaded {
         let mut loaded = Loaded::default();
         match self.quantization {
+            None => {
+                allocator.allocate(self.weights() * self.element);
+            }
             Some(Quantization::Fp8 { online: true, .. }) => {}
             Some(Quantization::Integer { bits, group, zero_points, .. }) => {
                 let scaled = self.groups(group) * self.outputs;

@@ -55,8 +55,9 @@ fn is_online(quantization: &Quantization) -> bool {
     matches!(quantization, Quantization::Fp8 { online: true, .. })
 }
 
-/// The parts of layer `index`, up to its rotary table and after it.
-pub fn layer(model: &Transformer, args: &VllmArgs, index: usize) -> Vec<Part> {
+/// The parts of a layer, up to its rotary table and after it. Of a model with experts not every layer
+/// need have them.
+pub fn layer(model: &Transformer, args: &VllmArgs, with_experts: bool) -> Vec<Part> {
     let (hidden, element) = (model.hidden, args.dtype_bytes);
     let queries = rank_heads(model, args) * model.head_dim;
     let keys = rank_kv_heads(model, args) * model.head_dim;
@@ -68,7 +69,7 @@ pub fn layer(model: &Transformer, args: &VllmArgs, index: usize) -> Vec<Part> {
         parts.extend([Part::Tensor(model.head_dim * element); 2]);
     }
     match &model.experts {
-        Some(experts) if experts.layers.get(index) == Some(&true) => {
+        Some(experts) if with_experts => {
             let inner = experts.intermediate / args.tensor_parallel;
             let (count, quantization) = (experts.count, args.quantization);
             parts.push(plain_linear(args, hidden, count, false));
