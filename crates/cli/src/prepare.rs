@@ -91,7 +91,7 @@ fn binaries(spec: &Spec, base: &Path) -> Result<BTreeMap<EngineKind, String>, Fa
 fn models(spec: &Spec, base: &Path) -> Result<BTreeMap<String, LocatedModel>, Failure> {
     let hub = Hub::from_env();
     let mut models = BTreeMap::new();
-    for model in &spec.models {
+    for model in &spec.deployments {
         let mut progress = |got: u64, all: Option<u64>| {
             let of = all.map_or_else(String::new, |all| format!(" of {}", berth_core::Bytes(all)));
             output::progress(&format!("{}: {}{of}", model.name, berth_core::Bytes(got)));

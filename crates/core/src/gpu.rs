@@ -7,7 +7,7 @@ use serde::Deserialize;
 use crate::units::Bytes;
 
 /// A kind of GPU.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GpuKind {
     /// What it is called here.
@@ -20,6 +20,12 @@ pub struct GpuKind {
     pub multiprocessors: u64,
     nvml_mib: u64,
     cuda_mib: u64,
+    /// Memory bandwidth, in GB/s.
+    pub bandwidth_gb_s: f64,
+    /// Arithmetic in 16 bits, dense, in Tflop/s.
+    pub tflops_16bit: f64,
+    /// What an all-reduce gets between cards of a node, in GB/s.
+    pub link_gb_s: f64,
     /// Where its figures are from.
     pub source: String,
 }

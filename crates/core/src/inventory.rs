@@ -1,6 +1,6 @@
 //! One observation of what is there: nodes, devices, and the instances that run on them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use schemars::JsonSchema;
@@ -30,6 +30,12 @@ pub struct Node {
     pub devices: Vec<Device>,
     /// TCP ports that somebody other than berth's instances listens on.
     pub ports_taken: BTreeSet<u16>,
+    /// Its address, where it is known.
+    #[serde(default)]
+    pub address: Option<String>,
+    /// Its labels.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
 }
 
 /// Memory that models can be placed in: a GPU's, or the host's.

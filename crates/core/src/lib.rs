@@ -16,7 +16,7 @@
 //! - [`plan`], [`report`]: the answer and the reasons for it
 //! - [`reconcile`]: from plan and inventory to the next actions
 //! - [`ledger`]: planned, reported and observed bytes side by side
-//! - [`gpu`]: kinds of GPU
+//! - [`gpu`], [`perf`]: kinds of GPU; how fast an instance is
 //! - [`units`], [`digest`]: bytes as a type, names for values
 
 pub mod digest;
@@ -25,6 +25,7 @@ pub mod inventory;
 pub mod ledger;
 pub mod memory;
 pub mod model;
+pub mod perf;
 pub mod placement;
 pub mod plan;
 pub mod reconcile;

@@ -28,6 +28,9 @@ pub struct Plan {
 pub struct PlannedInstance {
     /// Its id.
     pub id: InstanceId,
+    /// The deployment that it belongs to.
+    #[serde(default)]
+    pub deployment: String,
     /// The model that it serves, by the name that clients ask for.
     pub model: String,
     /// The engine.

@@ -24,7 +24,7 @@ fn found(spec: &Spec) -> Found {
         };
         LocatedModel { path: format!("/models/{file}.gguf"), facts: facts(file) }
     };
-    let models = spec.models.iter().map(|model| (model.name.clone(), located(&model.name)));
+    let models = spec.deployments.iter().map(|model| (model.name.clone(), located(&model.name)));
     Found { models: models.collect(), ..Found::default() }
 }
 
@@ -36,7 +36,12 @@ fn host(gib: u64) -> Inventory {
         used_by_others: Bytes::ZERO,
         cpu: Cpu::default(),
     };
-    let node = Node { name: "here".into(), devices: vec![device], ports_taken: [18_100].into() };
+    let node = Node {
+        name: "here".into(),
+        devices: vec![device],
+        ports_taken: [18_100].into(),
+        ..Node::default()
+    };
     Inventory { nodes: vec![node], ..Inventory::default() }
 }
 

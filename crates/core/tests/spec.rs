@@ -16,7 +16,7 @@ fn the_annotated_example_is_a_spec() {
     let text = std::fs::read_to_string(root().join("examples/two-models.toml")).unwrap();
     let spec = Spec::parse("two-models.toml", &text).unwrap();
     assert_eq!(spec.cluster.host_budget, Some(Bytes(1_342_177_280)));
-    let [gemma, smollm] = spec.models.as_slice() else { panic!("two models") };
+    let [gemma, smollm] = spec.deployments.as_slice() else { panic!("two models") };
     assert_eq!((gemma.name.as_str(), smollm.name.as_str()), ("gemma3-270m", "smollm2"));
     assert_eq!(gemma.devices, [DeviceSelector::Host]);
     assert_eq!(smollm.flags["ctx-size"], FlagValue::Int(8192));
@@ -34,7 +34,7 @@ fn short_specs_have_sensible_defaults() {
     let spec = Spec::parse("s", "[models.a]\nsource = \"hub:o/n/f.gguf\"").unwrap();
     assert_eq!(spec.gateway.listen.to_string(), "127.0.0.1:8080");
     assert_eq!(spec.cluster.first_port, 18_100);
-    let a = &spec.models[0];
+    let a = &spec.deployments[0];
     assert_eq!((a.replicas.min, a.replicas.max), (1, 1));
     assert_eq!(a.source, Source::Hub { repo: "o/n".into(), file: "f.gguf".into() });
 }

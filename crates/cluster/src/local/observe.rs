@@ -31,7 +31,7 @@ pub fn observe(state_id: &str) -> Result<Inventory, ObserveError> {
         .filter(|(_, sockets)| !sockets.iter().all(|socket| own_sockets.contains(socket)))
         .map(|(port, _)| port)
         .collect();
-    let node = Node { name: procfs::host_name(), devices, ports_taken };
+    let node = Node { name: procfs::host_name(), devices, ports_taken, ..Node::default() };
     Ok(Inventory { nodes: vec![node], instances, notes: gpus.notes })
 }
 

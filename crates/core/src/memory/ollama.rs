@@ -7,11 +7,30 @@
 
 use serde::Serialize;
 
+use super::llama_cpp::LlamaFlags;
+use super::llama_cpp::graph::Backend;
+use super::llama_cpp::offload::{DeviceFlags, Offload, OffloadFit, Outside};
 use crate::model::ModelFacts;
 use crate::units::Bytes;
 
 /// Of a GPU's free memory Ollama gives this share, in percent.
 const GATE_PERCENT: u64 = 80;
+
+/// A parameter of a model in Ollama.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Parameter {
+    /// Its name.
+    pub name: &'static str,
+    /// No more than this: products of two must still be llama-server's to read.
+    pub most: i64,
+}
+
+/// The parameters that memory depends on.
+pub const PARAMETERS: [Parameter; 3] = [
+    Parameter { name: "num_batch", most: 1 << 22 },
+    Parameter { name: "num_ctx", most: 1 << 22 },
+    Parameter { name: "num_parallel", most: 256 },
+];
 
 /// What decides how Ollama starts a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +104,28 @@ fn batch(num_ctx: u64, predicted: Bytes, free: Bytes) -> (u64, Bytes) {
     };
     let found = steps.iter().find(|step| fits(step));
     found.map_or((512, Bytes::ZERO), |(batch, surcharge, ..)| (*batch, *surcharge))
+}
+
+/// What Ollama decides, and what llama.cpp then takes of GPUs with so much free.
+pub fn fit(
+    facts: &ModelFacts,
+    request: Request,
+    free: &[Bytes],
+    total: Bytes,
+) -> (Decision, OffloadFit) {
+    let decision = decide(facts, request, free, total);
+    let split = DeviceFlags::from_args(&decision.words);
+    let (mut devices, others) = split.unwrap_or_default();
+    if let Some(gpu) = decision.gpu {
+        // Ollama shows llama.cpp that GPU alone.
+        devices.main = gpu;
+    }
+    // Numbers are bounded where they are read, so that these words are always good.
+    let flags = LlamaFlags::from_args(&others).unwrap_or_default();
+    let (flags, devices) = (&flags, &devices);
+    let offload = Offload { facts, flags, devices, backend: Backend::Cuda, outside: Outside::CUDA };
+    let fit = offload.fit(free);
+    (decision, fit)
 }
 
 /// What Ollama does with a model on GPUs of which `free` is free and `total` all.

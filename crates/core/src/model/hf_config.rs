@@ -106,6 +106,11 @@ pub struct Vision {
 }
 
 impl Vision {
+    /// The same, where they fit into 64 bits, as they do for all there are.
+    pub fn parameters_to(&self, width: u64) -> u64 {
+        u64::try_from(self.parameters(u128::from(width))).unwrap_or(u64::MAX / 2)
+    }
+
     /// Parameters of the tower and of its projector to `width`.
     fn parameters(&self, width: u128) -> u128 {
         let wide = u128::from;
@@ -274,6 +279,15 @@ impl Transformer {
     /// Whether the feed-forward part of a layer is made of experts.
     pub fn has_experts(&self, layer: usize) -> bool {
         self.experts.as_ref().is_some_and(|experts| experts.layers.get(layer) == Some(&true))
+    }
+
+    /// The parameters that a token uses: of experts only those that it is sent to.
+    pub fn active_parameters(&self) -> u64 {
+        let Some(experts) = &self.experts else { return self.parameters() };
+        let unused = experts.count.saturating_sub(experts.used);
+        let each = (3 * self.hidden).saturating_mul(experts.intermediate);
+        let layers = experts.layers.iter().filter(|has| **has).count() as u64;
+        self.parameters().saturating_sub(each.saturating_mul(unused).saturating_mul(layers))
     }
 
     /// Its parameters, as a checkpoint has them.

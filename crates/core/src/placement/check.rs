@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::inventory::{Device, DeviceId, DeviceKind, InstanceId, Inventory};
 use crate::plan::{Plan, PlannedInstance};
-use crate::spec::{ModelSpec, Spec};
+use crate::spec::{Deployment, Spec};
 use crate::units::Bytes;
 
 /// Something that a plan may not do.
@@ -119,8 +119,8 @@ fn check_identity(plan: &Plan, inventory: &Inventory, violations: &mut Vec<Viola
 }
 
 fn check_replicas(plan: &Plan, spec: &Spec, violations: &mut Vec<Violation>) {
-    for model in &spec.models {
-        let planned = plan.instances.iter().filter(|i| i.model == model.name).count() as u32;
+    for model in &spec.deployments {
+        let planned = plan.instances.iter().filter(|i| i.deployment == model.name).count() as u32;
         let (min, max) = (model.replicas.min, model.replicas.max);
         if planned < min || planned > max {
             let model = model.name.clone();
@@ -131,7 +131,8 @@ fn check_replicas(plan: &Plan, spec: &Spec, violations: &mut Vec<Violation>) {
 
 fn check_devices(plan: &Plan, spec: &Spec, inventory: &Inventory, violations: &mut Vec<Violation>) {
     for instance in &plan.instances {
-        let Some(model) = spec.models.iter().find(|model| model.name == instance.model) else {
+        let Some(model) = spec.deployments.iter().find(|model| model.name == instance.deployment)
+        else {
             let (instance, model) = (instance.id.clone(), instance.model.clone());
             violations.push(Violation::UnknownModel { instance, model });
             continue;
@@ -145,7 +146,7 @@ fn check_devices(plan: &Plan, spec: &Spec, inventory: &Inventory, violations: &m
 
 fn check_shares(
     instance: &PlannedInstance,
-    model: &ModelSpec,
+    model: &Deployment,
     inventory: &Inventory,
     violations: &mut Vec<Violation>,
 ) {

@@ -2,15 +2,20 @@
 //!
 //! - `plan`: from spec, inventory and model facts to a [`Plan`](crate::Plan) and a report
 //! - `greedy`: largest first, best fit, what runs stays
+//! - [`facts`]: the models, found and read
+//! - [`gpus`]: instances on the GPUs of many nodes
 //! - `launch`: the words that an engine is started with
 //! - `relax`: what would have to change for a model to fit
 //! - [`mod@check`]: the independent checker, which shares no code with the above
 
 pub mod check;
+pub mod facts;
+pub mod gpus;
 mod greedy;
 mod launch;
 mod plan;
 mod relax;
 
 pub use check::{Violation, check};
-pub use plan::{Found, LocatedModel, PlanError, Planned, plan};
+pub use facts::{Facts, Found, LocatedModel};
+pub use plan::{PlanError, Planned, plan};

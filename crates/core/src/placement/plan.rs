@@ -2,35 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::facts::{Found, LocatedModel};
 use super::greedy::{self, Assignment, Item};
 use super::{launch, relax};
 use crate::inventory::{Cpu, Device, DeviceId, DeviceKind, InstanceId, Inventory};
 use crate::memory::{Fit, fit};
-use crate::model::ModelFacts;
 use crate::plan::{DeviceShare, Plan, PlannedDevice, PlannedInstance};
 use crate::report::{ModelReport, PlanReport, PlanVerdict};
-use crate::spec::{EngineKind, ModelSpec, PORT_RANGE, Spec};
+use crate::spec::{Deployment, PORT_RANGE, Spec};
 use crate::units::Bytes;
-
-/// A model's file, found and read.
-#[derive(Clone, Debug)]
-pub struct LocatedModel {
-    /// The absolute path that the engine is given.
-    pub path: String,
-    /// What its header says.
-    pub facts: ModelFacts,
-}
-
-/// What a spec's names come to on this machine.
-#[derive(Clone, Debug, Default)]
-pub struct Found {
-    /// The spec's folder: engines start there, so that relative paths in their flags work.
-    pub folder: String,
-    /// The engines' programs as they will be started.
-    pub binaries: BTreeMap<EngineKind, String>,
-    /// The models by name.
-    pub models: BTreeMap<String, LocatedModel>,
-}
 
 /// A plan and the report that goes with it. Only a plan whose report says `fits` may be applied.
 #[derive(Clone, Debug, PartialEq)]
@@ -73,10 +53,10 @@ pub fn plan(
 ) -> Result<Planned, PlanError> {
     let bins = bins(spec, inventory);
     let mut fits = BTreeMap::new();
-    for model in &spec.models {
-        let located =
-            found.models.get(&model.name).ok_or_else(|| PlanError::NoFacts(model.name.clone()))?;
-        let fit = fit::fit(&located.facts, &launch::memory_args(model), cpu(&bins));
+    for model in &spec.deployments {
+        let facts = found.model(model).and_then(|located| located.facts.gguf());
+        let facts = facts.ok_or_else(|| PlanError::NoFacts(model.name.clone()))?;
+        let fit = fit::fit(facts, &launch::memory_args(model), cpu(&bins));
         fits.insert(model.name.as_str(), fit);
     }
     let items = items(spec, &fits, &bins, current);
@@ -86,9 +66,9 @@ pub fn plan(
     let mut ports = Ports::new(spec, inventory, current);
     let instances = instances(spec, found, &fits, &bins, &assignment, &mut ports)?;
     let devices = planned_devices(&bins, &instances);
-    let reports = spec.models.iter().map(|model| {
-        let located = &found.models[&model.name];
-        report(model, located, &fits[model.name.as_str()], &bins, &devices, &assignment)
+    let reports = spec.deployments.iter().filter_map(|model| {
+        let located = found.model(model)?;
+        Some(report(model, located, &fits[model.name.as_str()], &bins, &devices, &assignment))
     });
     let reports: Vec<ModelReport> = reports.collect();
     let fits = reports.iter().all(ModelReport::is_complete);
@@ -128,7 +108,7 @@ fn budget(spec: &Spec, device: &Device, used_by_others: Bytes) -> Bytes {
 
 /// The bins that a model may use: those it is pinned to; else GPUs, and the host only where there
 /// are none.
-fn allowed(model: &ModelSpec, bins: &[Bin<'_>]) -> Vec<usize> {
+fn allowed(model: &Deployment, bins: &[Bin<'_>]) -> Vec<usize> {
     let has_gpu = bins.iter().any(|bin| matches!(bin.device.kind, DeviceKind::Gpu { .. }));
     let may_use = |bin: &Bin<'_>| match model.devices.as_slice() {
         [] => has_gpu == matches!(bin.device.kind, DeviceKind::Gpu { .. }),
@@ -144,7 +124,7 @@ fn items(
     current: Option<&Plan>,
 ) -> Vec<Item> {
     let mut items = Vec::new();
-    for model in &spec.models {
+    for model in &spec.deployments {
         let fit = &fits[model.name.as_str()];
         if !fit.verdict.is_ready() {
             continue;
@@ -183,7 +163,7 @@ fn instances(
     ports: &mut Ports<'_>,
 ) -> Result<Vec<PlannedInstance>, PlanError> {
     let mut instances = Vec::new();
-    for model in &spec.models {
+    for model in &spec.deployments {
         for replica in 0..model.replicas.min {
             let id = InstanceId::new(&model.name, replica);
             let Some(bin) = assignment.get(&id).map(|bin| &bins[*bin]) else { continue };
@@ -196,14 +176,19 @@ fn instances(
             };
             instances.push(PlannedInstance {
                 id,
-                model: model.name.clone(),
+                deployment: model.name.clone(),
+                model: model.model.clone(),
                 engine: model.engine,
                 binary: found
                     .binaries
                     .get(&model.engine)
                     .unwrap_or(&spec.binaries[&model.engine])
                     .clone(),
-                args: launch::args(model, &found.models[&model.name].path, port),
+                args: launch::args(
+                    model,
+                    found.model(model).map_or("", |located| &located.path),
+                    port,
+                ),
                 port,
                 node: bin.node.to_owned(),
                 folder: found.folder.clone(),
@@ -269,7 +254,7 @@ fn planned_devices(bins: &[Bin<'_>], instances: &[PlannedInstance]) -> Vec<Plann
 }
 
 fn report(
-    model: &ModelSpec,
+    model: &Deployment,
     located: &LocatedModel,
     fit: &Fit,
     bins: &[Bin<'_>],
@@ -303,7 +288,7 @@ fn cpu(bins: &[Bin<'_>]) -> Cpu {
 /// Says in bytes why a model is not where it should be, and what would change that.
 fn explain(
     report: &mut ModelReport,
-    model: &ModelSpec,
+    model: &Deployment,
     located: &LocatedModel,
     fit: &Fit,
     bins: &[Bin<'_>],
@@ -335,7 +320,8 @@ fn explain(
         report.reasons.push(reason(need, bin, device));
     }
     if allowed.iter().any(|bin| is_modelled(bins[*bin].device)) {
-        report.changes = relax::changes(model, &located.facts, cpu(bins), need, best);
+        let changes = |facts| relax::changes(model, facts, cpu(bins), need, best);
+        report.changes = located.facts.gguf().map_or_else(Vec::new, changes);
     } else {
         report
             .changes

@@ -4,7 +4,7 @@ use super::launch;
 use crate::inventory::Cpu;
 use crate::memory::fit;
 use crate::model::ModelFacts;
-use crate::spec::{FlagValue, ModelSpec};
+use crate::spec::{Deployment, FlagValue};
 use crate::units::Bytes;
 
 /// Contexts are allocated in steps of this many tokens.
@@ -13,7 +13,7 @@ const CTX_STEP: u64 = 256;
 /// The changes that would each make one more instance of `model` fit into `free`, the smallest
 /// first.
 pub(super) fn changes(
-    model: &ModelSpec,
+    model: &Deployment,
     facts: &ModelFacts,
     cpu: Cpu,
     need: Bytes,
@@ -34,7 +34,7 @@ pub(super) fn changes(
 }
 
 fn total_with(
-    model: &ModelSpec,
+    model: &Deployment,
     facts: &ModelFacts,
     cpu: Cpu,
     flags: &[(&str, FlagValue)],
@@ -56,7 +56,12 @@ fn spellings(name: &str) -> Vec<&'static str> {
     flag.into_iter().map(|spelling| spelling.trim_start_matches('-')).collect()
 }
 
-fn quantised_cache(model: &ModelSpec, facts: &ModelFacts, cpu: Cpu, free: Bytes) -> Option<String> {
+fn quantised_cache(
+    model: &Deployment,
+    facts: &ModelFacts,
+    cpu: Cpu,
+    free: Bytes,
+) -> Option<String> {
     let q8 = FlagValue::Text("q8_0".to_owned());
     let total =
         total_with(model, facts, cpu, &[("cache-type-k", q8.clone()), ("cache-type-v", q8)])?;
@@ -66,7 +71,12 @@ fn quantised_cache(model: &ModelSpec, facts: &ModelFacts, cpu: Cpu, free: Bytes)
 }
 
 /// The longest context that fits, by bisection over the steps in which it is allocated.
-fn shorter_context(model: &ModelSpec, facts: &ModelFacts, cpu: Cpu, free: Bytes) -> Option<String> {
+fn shorter_context(
+    model: &Deployment,
+    facts: &ModelFacts,
+    cpu: Cpu,
+    free: Bytes,
+) -> Option<String> {
     let total = |steps: u64| {
         let tokens = i64::try_from(steps * CTX_STEP).ok()?;
         total_with(model, facts, cpu, &[("ctx-size", FlagValue::Int(tokens))])

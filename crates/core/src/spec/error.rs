@@ -97,6 +97,8 @@ impl<'a> Problems<'a> {
             return Ok(());
         }
         self.found.sort_by_key(|(at, _)| *at);
+        // What a strategy takes over from the spec is checked once more with it.
+        self.found.dedup();
         Err(SpecError { problems: self.found.into_iter().map(|(_, problem)| problem).collect() })
     }
 }

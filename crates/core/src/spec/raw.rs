@@ -28,6 +28,44 @@ pub struct RawSpec {
     #[serde(default)]
     #[schemars(with = "BTreeMap<String, RawModel>")]
     pub models: BTreeMap<Spanned<String>, RawModel>,
+    /// Named changes to all of the above, to be compared, planned and applied by name.
+    #[serde(default)]
+    #[schemars(with = "BTreeMap<String, RawStrategy>")]
+    pub strategies: BTreeMap<Spanned<String>, RawStrategy>,
+}
+
+/// A named change to the spec: what it has takes the place of what the spec has, key by key.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawStrategy {
+    /// What it is, in a line.
+    pub title: Option<String>,
+    /// What somebody else reckoned for it, to be shown beside what berth finds.
+    pub written: Option<RawWritten>,
+    /// Labels that nodes are given, by rules as in `nodes`.
+    #[serde(default)]
+    #[schemars(with = "BTreeMap<String, BTreeMap<String, String>>")]
+    pub labels: BTreeMap<Spanned<String>, BTreeMap<String, String>>,
+    /// Models that are not run.
+    #[serde(default)]
+    #[schemars(with = "Vec<String>")]
+    pub without: Vec<Spanned<String>>,
+    /// Changes to models, or further ones.
+    #[serde(default)]
+    #[schemars(with = "BTreeMap<String, RawModel>")]
+    pub models: BTreeMap<Spanned<String>, RawModel>,
+}
+
+/// A sum that somebody wrote down: over all GPUs of a node, in GB.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawWritten {
+    /// What is used.
+    pub used_gb: Option<f64>,
+    /// What is free before the newcomer.
+    pub free_gb: Option<f64>,
+    /// What is free after it.
+    pub margin_gb: Option<f64>,
 }
 
 /// The machines to run on.
@@ -46,6 +84,51 @@ pub struct RawCluster {
     /// Engines listen on loopback ports from this one upwards. Default: 18100.
     #[schemars(with = "Option<u16>")]
     pub first_port: Option<Spanned<u16>>,
+    /// Machines that are planned for without looking at them. Without any: this machine.
+    #[serde(default)]
+    pub nodes: Vec<RawNodes>,
+}
+
+/// Machines that are alike.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawNodes {
+    /// Their names, with a range of numbers where there are several: `node-[0-15]`.
+    #[schemars(with = "String")]
+    pub names: Spanned<String>,
+    /// The kind of their GPUs, as in `A10`.
+    #[schemars(with = "Option<String>")]
+    pub gpu: Option<Spanned<String>>,
+    /// GPUs of each.
+    #[serde(default)]
+    #[schemars(with = "u32")]
+    pub gpus: Option<Spanned<u32>>,
+    /// Host memory of each that models may take.
+    #[schemars(with = "Option<String>")]
+    pub host_memory: Option<Bytes>,
+    /// What others hold on each GPU.
+    #[schemars(with = "Option<String>")]
+    pub used_by_others: Option<Bytes>,
+    /// The address of a single one.
+    pub address: Option<String>,
+    /// Labels, as Ray or Kubernetes have them.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// Which machines are meant: names or addresses, or labels. `x`, `!x`, `in(x, y)`, `!in(x, y)`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(
+    untagged,
+    expecting = "expected a node's name, a list of names, or labels as in { zone = \"!a\" }"
+)]
+pub enum RawNodeRule {
+    /// A name or an address.
+    Name(String),
+    /// Any of several.
+    Names(Vec<String>),
+    /// All of several labels.
+    Labels(BTreeMap<String, String>),
 }
 
 /// Who starts the engines.
@@ -80,6 +163,12 @@ pub struct RawEngines {
     /// llama.cpp's `llama-server`.
     #[serde(default)]
     pub llama_server: RawEngine,
+    /// `vllm`.
+    #[serde(default)]
+    pub vllm: RawEngine,
+    /// `ollama`.
+    #[serde(default)]
+    pub ollama: RawEngine,
 }
 
 /// Where one engine's program is.
@@ -88,35 +177,105 @@ pub struct RawEngines {
 pub struct RawEngine {
     /// A path (relative ones start at the spec's folder) or a name found through `PATH`.
     pub binary: Option<String>,
+    /// Its version, for what depends on it. Default for vllm: 0.26.0.
+    #[schemars(with = "Option<String>")]
+    pub version: Option<Spanned<String>>,
 }
 
-/// One model.
-#[derive(Debug, Deserialize, JsonSchema)]
+/// One model. In a strategy every key may be left out.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RawModel {
-    /// A .gguf file, a folder with one (relative ones start at the spec's folder), or
-    /// `hub:OWNER/NAME/FILE.gguf`.
-    #[schemars(with = "String")]
-    pub source: Spanned<String>,
-    /// The engine that runs it.
-    #[serde(default)]
-    pub engine: EngineKind,
+    /// For llama_server a .gguf file, a folder with one (relative ones start at the spec's folder), or
+    /// `hub:OWNER/NAME/FILE.gguf`. For vllm a folder with a config.json, a name that berth knows, or
+    /// `OWNER/NAME`. For ollama the name that Ollama knows it by.
+    #[schemars(with = "Option<String>")]
+    pub source: Option<Spanned<String>>,
+    /// What to reckon with where no file can be read: a known model and the type of its tensors.
+    pub facts: Option<RawFacts>,
+    /// The engine that runs it. Default: llama_server.
+    pub engine: Option<EngineKind>,
     /// How many instances: a number, or `{ min = 1, max = 3 }`; `min` of them are planned.
-    #[serde(default)]
-    pub replicas: Replicas,
+    pub replicas: Option<Replicas>,
+    /// The machines it may use: `node-0`, `!node-0`, `["a", "b"]`, or labels as in `{ zone = "a" }`.
+    #[schemars(with = "Option<RawNodeRule>")]
+    pub nodes: Option<Spanned<RawNodeRule>>,
     /// The devices it may use: `host`, `gpu:INDEX` or a GPU's UUID. Without it: any.
-    #[serde(default)]
-    #[schemars(with = "Vec<String>")]
-    pub devices: Vec<Spanned<String>>,
+    #[schemars(with = "Option<Vec<String>>")]
+    pub devices: Option<Vec<Spanned<String>>>,
     /// The engine's own flags under their own names, without the leading dashes.
     #[serde(default)]
     #[schemars(with = "BTreeMap<String, FlagValue>")]
     pub flags: BTreeMap<Spanned<String>, FlagValue>,
     /// Further words for the engine's command line, passed as they are: for flags that this
     /// version of berth doesn't know. Memory that unknown flags take is not counted.
+    #[schemars(with = "Option<Vec<String>>")]
+    pub extra_args: Option<Vec<Spanned<String>>>,
+    /// What is asked of it.
+    pub demand: Option<Demand>,
+    /// Groups of instances that differ, by name; what they don't say is the model's. Without any, the
+    /// model is one group.
     #[serde(default)]
-    #[schemars(with = "Vec<String>")]
-    pub extra_args: Vec<Spanned<String>>,
+    #[schemars(with = "BTreeMap<String, RawModel>")]
+    pub deployments: BTreeMap<Spanned<String>, RawModel>,
+    /// What runs of it today, where berth can't see it: one instance on each of its `nodes`.
+    pub running: Option<Box<RawRunning>>,
+}
+
+/// What runs today.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawRunning {
+    /// The machines that have an instance.
+    #[schemars(with = "RawNodeRule")]
+    pub nodes: Spanned<RawNodeRule>,
+    /// The devices of each; without it the first ones.
+    #[schemars(with = "Option<Vec<String>>")]
+    pub devices: Option<Vec<Spanned<String>>>,
+    /// The flags that it runs with.
+    #[serde(default)]
+    #[schemars(with = "BTreeMap<String, FlagValue>")]
+    pub flags: BTreeMap<Spanned<String>, FlagValue>,
+    /// What is seen in use on each of its GPUs.
+    #[schemars(with = "Option<String>")]
+    pub observed: Option<Bytes>,
+}
+
+/// A model that is known, as a GGUF that isn't here.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawFacts {
+    /// A name that berth knows, as in `medgemma-4b`.
+    #[schemars(with = "String")]
+    pub model: Spanned<String>,
+    /// The type of its tensors: `q8_0`, `f16` or `bf16`; for vllm `w4a16`.
+    #[serde(rename = "type")]
+    #[schemars(with = "String")]
+    pub tensor_type: Spanned<String>,
+}
+
+/// What is asked of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Demand {
+    /// Requests a second, on average.
+    pub requests_per_second: f64,
+    /// Tokens of a prompt. Default: 1000.
+    #[serde(default = "default_prompt")]
+    pub prompt_tokens: u32,
+    /// Tokens of an answer. Default: 250.
+    #[serde(default = "default_answer")]
+    pub answer_tokens: u32,
+    /// The longest that a token may take under load, in milliseconds.
+    pub token_ms: Option<f64>,
+}
+
+fn default_prompt() -> u32 {
+    1000
+}
+
+fn default_answer() -> u32 {
+    250
 }
 
 /// The engines that can run a model.
@@ -128,6 +287,10 @@ pub enum EngineKind {
     /// llama.cpp's HTTP server.
     #[default]
     LlamaServer,
+    /// Ollama.
+    Ollama,
+    /// vLLM.
+    Vllm,
 }
 
 impl EngineKind {
@@ -135,6 +298,8 @@ impl EngineKind {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::LlamaServer => "llama_server",
+            Self::Ollama => "ollama",
+            Self::Vllm => "vllm",
         }
     }
 }

@@ -1,18 +1,20 @@
 //! From [`RawSpec`] to [`Spec`]: every problem is reported, not only the first.
 
-use std::collections::{BTreeMap, HashSet};
-use std::fmt;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
+use super::deployment::{Deployment, Running};
 use super::error::Problems;
-use super::raw::{Backend, EngineKind, RawModel, RawSpec, Replicas};
-use super::{Flags, SpecError};
-use crate::memory::llama_cpp::LlamaFlags;
-use crate::memory::llama_cpp::flags::{self as llama_flags, Class};
+use super::raw::{
+    Backend, EngineKind, RawCluster, RawEngine, RawGateway, RawModel, RawNodeRule, RawSpec,
+    RawStrategy, RawWritten as Written,
+};
+use super::{NodeRule, SpecError, deployment, nodes, overlay};
+use crate::inventory::Node;
+use crate::memory::vllm::version;
 use crate::units::Bytes;
 
 const DEFAULT_LISTEN: SocketAddr =
@@ -31,8 +33,17 @@ pub struct Spec {
     pub gateway: GatewaySpec,
     /// Each engine's program, as the spec names it.
     pub binaries: BTreeMap<EngineKind, String>,
-    /// The models, in the order of their names.
-    pub models: Vec<ModelSpec>,
+    /// vLLM's version, which its memory depends on.
+    pub vllm_version: String,
+    /// The deployments, in the order of their names.
+    pub deployments: Vec<Deployment>,
+    /// What is said to run already.
+    pub running: Vec<Running>,
+    /// Named changes, each as a whole spec.
+    pub strategies: Vec<Strategy>,
+    /// The file as it was read, for further strategies to be laid over it.
+    #[serde(skip)]
+    pub text: String,
 }
 
 /// The machines to run on.
@@ -46,6 +57,8 @@ pub struct ClusterSpec {
     pub headroom: Option<Bytes>,
     /// Engines listen on loopback ports from this one upwards.
     pub first_port: u16,
+    /// Machines that are planned for without looking at them; empty means this machine.
+    pub nodes: Vec<Node>,
 }
 
 /// The one address in front of all models.
@@ -57,69 +70,17 @@ pub struct GatewaySpec {
     pub max_body: Bytes,
 }
 
-/// One model.
+/// A strategy: the spec with a named change.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct ModelSpec {
-    /// The name that clients ask for.
+pub struct Strategy {
+    /// Its name.
     pub name: String,
-    /// Where its weights are.
-    pub source: Source,
-    /// The engine that runs it.
-    pub engine: EngineKind,
-    /// How many instances.
-    pub replicas: Replicas,
-    /// The devices it may use; empty means any.
-    pub devices: Vec<DeviceSelector>,
-    /// The engine's own flags.
-    pub flags: Flags,
-    /// Further words of its command line, as they are.
-    pub extra_args: Vec<String>,
-}
-
-/// Where a model's weights are.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Source {
-    /// A file or folder, as the spec writes it.
-    Path(String),
-    /// A file of a model hub's repository.
-    Hub {
-        /// `OWNER/NAME`.
-        repo: String,
-        /// The file in it.
-        file: String,
-    },
-}
-
-impl fmt::Display for Source {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Path(path) => f.write_str(path),
-            Self::Hub { repo, file } => write!(f, "hub:{repo}/{file}"),
-        }
-    }
-}
-
-/// A device as a person names it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum DeviceSelector {
-    /// The host's memory.
-    Host,
-    /// A GPU by the index that NVML gives it.
-    GpuIndex(u32),
-    /// A GPU by its UUID.
-    GpuUuid(String),
-}
-
-impl fmt::Display for DeviceSelector {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Host => f.write_str("host"),
-            Self::GpuIndex(index) => write!(f, "gpu:{index}"),
-            Self::GpuUuid(uuid) => f.write_str(uuid),
-        }
-    }
+    /// What it is, in a line.
+    pub title: Option<String>,
+    /// What somebody else reckoned for it.
+    pub written: Option<Written>,
+    /// The whole spec with the change.
+    pub spec: Spec,
 }
 
 impl Default for GatewaySpec {
@@ -145,7 +106,16 @@ impl Spec {
         };
         let spec = validate(raw, &mut problems);
         problems.into_result()?;
-        Ok(spec)
+        Ok(Self { text: text.to_owned(), ..spec })
+    }
+
+    /// The same with further strategies, written as they would be in the file.
+    ///
+    /// # Errors
+    /// As [`parse`](Self::parse).
+    pub fn with_strategies(&self, more: &str) -> Result<Self, SpecError> {
+        let whole = format!("{}\n{more}", self.text);
+        Ok(Self { text: self.text.clone(), ..Self::parse("strategies", &whole)? })
     }
 }
 
@@ -157,7 +127,61 @@ fn validate(raw: RawSpec, problems: &mut Problems<'_>) -> Spec {
             "add a section such as\n    [models.tiny]\n    source = \"models/tiny.gguf\"",
         );
     }
-    let first_port = raw.cluster.first_port.map_or(DEFAULT_FIRST_PORT, |port| {
+    let mut spec = Spec {
+        cluster: cluster(raw.cluster, problems),
+        gateway: gateway(raw.gateway, problems),
+        binaries: BTreeMap::from([
+            (EngineKind::LlamaServer, program(&raw.engines.llama_server, "llama-server")),
+            (EngineKind::Ollama, program(&raw.engines.ollama, "ollama")),
+            (EngineKind::Vllm, program(&raw.engines.vllm, "vllm")),
+        ]),
+        vllm_version: vllm_version(raw.engines.vllm.version, problems),
+        deployments: Vec::new(),
+        running: Vec::new(),
+        strategies: Vec::new(),
+        text: String::new(),
+    };
+    (spec.deployments, spec.running) =
+        deployment::deployments(&raw.models, &spec.cluster.nodes, problems);
+    let strategies = raw.strategies.into_iter();
+    let strategies =
+        strategies.map(|(name, change)| strategy(name, change, &raw.models, &spec, problems));
+    spec.strategies = strategies.collect();
+    spec
+}
+
+fn strategy(
+    name: Spanned<String>,
+    change: RawStrategy,
+    models: &BTreeMap<Spanned<String>, RawModel>,
+    base: &Spec,
+    problems: &mut Problems<'_>,
+) -> Strategy {
+    deployment::check_name("strategy", &name, problems);
+    let mut spec = base.clone();
+    for (rule, labels) in change.labels {
+        match NodeRule::parse(&RawNodeRule::Name(rule.get_ref().clone())) {
+            Err(message) => problems.add(rule.span(), message),
+            Ok(parsed) => {
+                deployment::check_nodes(&parsed, rule.span(), &spec.cluster.nodes, problems);
+                let meant = spec.cluster.nodes.iter_mut().filter(|node| parsed.matches(node));
+                meant.for_each(|node| node.labels.extend(labels.clone()));
+            }
+        }
+    }
+    let mut merged = overlay::models(models, &change.models);
+    for left_out in change.without {
+        if merged.remove(&left_out).is_none() {
+            let message = format!("there is no model `{}` to leave out", left_out.get_ref());
+            problems.add(left_out.span(), message);
+        }
+    }
+    (spec.deployments, _) = deployment::deployments(&merged, &spec.cluster.nodes, problems);
+    Strategy { name: name.into_inner(), title: change.title, written: change.written, spec }
+}
+
+fn cluster(raw: RawCluster, problems: &mut Problems<'_>) -> ClusterSpec {
+    let first_port = raw.first_port.map_or(DEFAULT_FIRST_PORT, |port| {
         if *port.get_ref() < 1024 || *port.get_ref() > u16::MAX - PORT_RANGE {
             problems.add(
                 port.span(),
@@ -166,8 +190,18 @@ fn validate(raw: RawSpec, problems: &mut Problems<'_>) -> Spec {
         }
         port.into_inner()
     });
-    let listen = raw.gateway.listen.map_or(DEFAULT_LISTEN, |listen| {
-        if !listen.get_ref().ip().is_loopback() && !raw.gateway.allow_remote {
+    ClusterSpec {
+        backend: raw.backend,
+        host_budget: raw.host_budget,
+        headroom: raw.headroom,
+        first_port,
+        nodes: nodes::planned(raw.nodes, problems),
+    }
+}
+
+fn gateway(raw: RawGateway, problems: &mut Problems<'_>) -> GatewaySpec {
+    let listen = raw.listen.map_or(DEFAULT_LISTEN, |listen| {
+        if !listen.get_ref().ip().is_loopback() && !raw.allow_remote {
             problems.add_with_hint(
                 listen.span(),
                 format!("{} is reachable from other machines", listen.get_ref()),
@@ -177,176 +211,19 @@ fn validate(raw: RawSpec, problems: &mut Problems<'_>) -> Spec {
         }
         listen.into_inner()
     });
-    let llama_server = raw.engines.llama_server.binary.unwrap_or_else(|| "llama-server".to_owned());
-    Spec {
-        cluster: ClusterSpec {
-            backend: raw.cluster.backend,
-            host_budget: raw.cluster.host_budget,
-            headroom: raw.cluster.headroom,
-            first_port,
-        },
-        gateway: GatewaySpec { listen, max_body: raw.gateway.max_body.unwrap_or(DEFAULT_MAX_BODY) },
-        binaries: BTreeMap::from([(EngineKind::LlamaServer, llama_server)]),
-        models: raw
-            .models
-            .into_iter()
-            .map(|(name, model)| model_spec(name, model, problems))
-            .collect(),
+    GatewaySpec { listen, max_body: raw.max_body.unwrap_or(DEFAULT_MAX_BODY) }
+}
+
+fn program(raw: &RawEngine, default: &str) -> String {
+    raw.binary.clone().unwrap_or_else(|| default.to_owned())
+}
+
+fn vllm_version(raw: Option<Spanned<String>>, problems: &mut Problems<'_>) -> String {
+    const DEFAULT: &str = "0.26.0";
+    let Some(raw) = raw else { return DEFAULT.to_owned() };
+    if !version::parse(raw.get_ref()).is_some_and(|parsed| version::MODELLED.contains(&parsed)) {
+        let message = format!("vLLM {} is not modelled", raw.get_ref());
+        problems.add_with_hint(raw.span(), message, "0.26 to 0.33 are, as in \"0.26.0\"");
     }
+    raw.into_inner()
 }
-
-fn model_spec(name: Spanned<String>, raw: RawModel, problems: &mut Problems<'_>) -> ModelSpec {
-    check_name(&name, problems);
-    let devices = raw.devices.iter().filter_map(|device| selector(device, problems)).collect();
-    ModelSpec {
-        source: source(&raw.source, problems),
-        engine: raw.engine,
-        replicas: raw.replicas,
-        devices,
-        flags: flags(raw.flags, problems),
-        extra_args: extra_args(raw.extra_args, problems),
-        name: name.into_inner(),
-    }
-}
-
-/// Names become parts of file names, of instance ids and of routes.
-fn check_name(name: &Spanned<String>, problems: &mut Problems<'_>) {
-    let text = name.get_ref();
-    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | ':');
-    if text.is_empty() || text.len() > 128 || text.starts_with('.') || !text.chars().all(good) {
-        problems.add_with_hint(
-            name.span(),
-            format!("`{text}` can't be a model's name"),
-            "use letters, digits, `-`, `_`, `.` and `:`, at most 128 of them",
-        );
-    }
-}
-
-fn source(raw: &Spanned<String>, problems: &mut Problems<'_>) -> Source {
-    let text = raw.get_ref();
-    if text.is_empty() {
-        problems.add(raw.span(), "source is empty: name a .gguf file or a folder");
-    }
-    let Some(hub) = text.strip_prefix("hub:") else {
-        return Source::Path(text.clone());
-    };
-    let mut parts = hub.splitn(3, '/').map(str::to_owned);
-    match (parts.next(), parts.next(), parts.next()) {
-        (Some(owner), Some(name), Some(file))
-            if is_plain_name(&owner) && is_plain_name(&name) && is_plain_file(&file) =>
-        {
-            Source::Hub { repo: format!("{owner}/{name}"), file }
-        }
-        _ => {
-            problems.add_with_hint(
-                raw.span(),
-                format!("`{text}` does not name a file on a hub"),
-                "write hub:OWNER/NAME/FILE.gguf",
-            );
-            Source::Path(text.clone())
-        }
-    }
-}
-
-/// Names become parts of paths in the cache: nothing may lead out of it.
-fn is_plain_name(name: &str) -> bool {
-    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    !name.is_empty() && !name.starts_with('.') && name.chars().all(good)
-}
-
-fn is_plain_file(file: &str) -> bool {
-    file.ends_with(".gguf") && file.split('/').all(is_plain_name)
-}
-
-fn selector(raw: &Spanned<String>, problems: &mut Problems<'_>) -> Option<DeviceSelector> {
-    let text = raw.get_ref();
-    let index = text.strip_prefix("gpu:").map(str::parse);
-    match index {
-        Some(Ok(index)) => Some(DeviceSelector::GpuIndex(index)),
-        None if text == "host" => Some(DeviceSelector::Host),
-        None if text.starts_with("GPU-") => Some(DeviceSelector::GpuUuid(text.clone())),
-        _ => {
-            problems.add_with_hint(
-                raw.span(),
-                format!("`{text}` does not name a device"),
-                "write \"host\", \"gpu:0\" or a GPU's UUID (\"GPU-...\")",
-            );
-            None
-        }
-    }
-}
-
-fn flags(raw: BTreeMap<Spanned<String>, super::FlagValue>, problems: &mut Problems<'_>) -> Flags {
-    let mut seen: HashSet<&'static str> = HashSet::new();
-    let mut flags = Flags::new();
-    for (name, value) in raw {
-        if let Err((message, hint)) = check_flag(name.get_ref(), &value, &mut seen) {
-            problems.add_with_hint(name.span(), message, hint);
-        }
-        flags.insert(name.into_inner(), value);
-    }
-    flags
-}
-
-/// Extra words may say anything but what berth decides or keeps closed.
-fn extra_args(raw: Vec<Spanned<String>>, problems: &mut Problems<'_>) -> Vec<String> {
-    for word in &raw {
-        let flag = llama_flags::find(word.get_ref());
-        if let Some((message, hint)) = flag.and_then(|flag| not_to_be_set(word.get_ref(), flag)) {
-            problems.add_with_hint(word.span(), message, hint);
-        }
-    }
-    raw.into_iter().map(Spanned::into_inner).collect()
-}
-
-/// Why a spec can't set a flag, and what to do.
-fn not_to_be_set(name: &str, flag: &llama_flags::Flag) -> Option<(String, String)> {
-    let (why, hint) = match flag.class {
-        Class::SetByBerth => ("is set by berth itself", "leave it out: the plan decides it"),
-        Class::Closed => (
-            "can't be set: it would open what berth keeps closed, or run another model",
-            "leave it out; clients reach the models through the gateway",
-        ),
-        Class::Free | Class::Unmodelled => return None,
-    };
-    Some((format!("`{name}` {why}"), hint.to_owned()))
-}
-
-/// What is wrong with a flag of llama-server, and what to write instead. Flags may be there once,
-/// under any one of their names.
-fn check_flag(
-    name: &str,
-    value: &super::FlagValue,
-    seen: &mut HashSet<&'static str>,
-) -> Result<(), (String, String)> {
-    let bare = name.trim_start_matches('-');
-    if bare != name {
-        return Err(("write flags without their dashes".to_owned(), format!("write `{bare}`")));
-    }
-    match llama_flags::find_bare(name) {
-        None => Err((
-            format!("llama-server has no flag `{name}`"),
-            llama_flags::nearest(&format!("--{name}")).map_or_else(
-                || {
-                    format!(
-                        "if yours is newer than {LLAMA_SERVER} and has it, write it in extra_args"
-                    )
-                },
-                |near| format!("did you mean `{}`?", near.trim_start_matches('-')),
-            ),
-        )),
-        Some((flag, _)) if !seen.insert(flag.spellings[0]) => Err((
-            format!("`{name}` is given twice, under two of its names"),
-            "keep one of them".to_owned(),
-        )),
-        Some((flag, _)) => match not_to_be_set(name, flag) {
-            Some(problem) => Err(problem),
-            None => LlamaFlags::from_args(&llama_flags::words(name, value))
-                .map(drop)
-                .map_err(|error| (error.to_string(), "llama-server would refuse it".to_owned())),
-        },
-    }
-}
-
-/// The version whose flags are known.
-const LLAMA_SERVER: &str = "b10434";

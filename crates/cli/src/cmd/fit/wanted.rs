@@ -147,20 +147,7 @@ impl ForOllama {
     /// What Ollama decides, and what llama.cpp then takes of GPUs with so much free.
     pub(super) fn fit(&self, gpus: &[Gpu], free: &[Bytes]) -> (Decision, OffloadFit) {
         let total = gpus.iter().map(|gpu| gpu.total).sum();
-        let decision = ollama::decide(&self.facts, self.request, free, total);
-        let split = DeviceFlags::from_args(&decision.words);
-        let (mut devices, others) = split.unwrap_or_default();
-        if let Some(gpu) = decision.gpu {
-            // Ollama shows llama.cpp that GPU alone.
-            devices.main = gpu;
-        }
-        // Numbers are bounded where they are read, so that these words are always good.
-        let flags = LlamaFlags::from_args(&others).unwrap_or_default();
-        let (facts, flags, devices) = (&self.facts, &flags, &devices);
-        let offload =
-            Offload { facts, flags, devices, backend: Backend::Cuda, outside: Outside::CUDA };
-        let fit = offload.fit(free);
-        (decision, fit)
+        ollama::fit(&self.facts, self.request, free, total)
     }
 }
 

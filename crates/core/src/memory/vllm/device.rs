@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use crate::gpu::GpuKind;
+use crate::inventory::{Device, DeviceKind};
 use crate::units::Bytes;
 
 /// What kernels depend on.
@@ -45,6 +46,16 @@ impl Gpu {
             multiprocessors: kind.multiprocessors,
         };
         Self { kind: Some(kind), card, total: kind.cuda_total(), used_by_others: Bytes::ZERO }
+    }
+
+    /// A device of an inventory, with what others hold; none for host memory.
+    pub fn of_device(device: &Device) -> Option<Self> {
+        let DeviceKind::Gpu { name, .. } = &device.kind else { return None };
+        let base = GpuKind::find(name).map_or(Self::of_size(device.total), Self::of_kind);
+        // NVML counts what the driver keeps, which CUDA doesn't see.
+        Some(
+            Self { total: base.total.min(device.total), ..base }.with_others(device.used_by_others),
+        )
     }
 
     /// An empty GPU of which only the memory is known.

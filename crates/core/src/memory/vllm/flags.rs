@@ -108,31 +108,47 @@ pub fn from_words<S: AsRef<str>>(words: &[S]) -> Result<Value, FlagError> {
             Some((name, value)) => (name, Some(value)),
             None => (stripped, None),
         };
-        let spelled = spelled.replace('-', "_");
-        let alias = SPELLINGS.iter().find(|(alias, _)| *alias == spelled);
-        let name = alias.map_or(spelled.as_str(), |(_, name)| *name);
-        let (name, is_no) = match name.strip_prefix("no_") {
-            Some(positive) if is_known(positive) => (positive, true),
-            _ => (name, false),
-        };
-        if !is_known(name) {
-            let likeness = |known: &&&str| strsim::jaro_winkler(known, name);
-            let nearest =
-                MODELLED.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b))).copied();
-            let hint = nearest.filter(|known| strsim::jaro_winkler(known, name) > 0.85);
-            return Err(FlagError::Unmodelled { word: word.to_owned(), hint });
-        }
+        let (name, is_no) = resolve(spelled, word)?;
         let is_followed = rest.peek().is_some_and(|next| !is_flag(next));
         let value = match joined {
             _ if is_no => Value::Bool(false),
             Some(value) => parse(value),
             None if is_followed => parse(rest.next().unwrap_or_default()),
-            None if takes_a_value(name) => return Err(FlagError::NoValue(word.to_owned())),
+            None if takes_a_value(&name) => return Err(FlagError::NoValue(word.to_owned())),
             None => Value::Bool(true),
         };
-        args.insert(name.to_owned(), value);
+        args.insert(name, value);
     }
     Ok(Value::Object(args))
+}
+
+/// vLLM's own name of an argument that is written in any of its spellings, without dashes before it.
+///
+/// # Errors
+/// Where it is none, or one whose memory is not modelled.
+pub fn canonical(name: &str) -> Result<String, FlagError> {
+    match resolve(name, name)? {
+        (_, true) => Err(FlagError::Unmodelled { word: name.to_owned(), hint: None }),
+        (name, false) => Ok(name),
+    }
+}
+
+/// An argument's own name, and whether it is turned off; `word` is for messages.
+fn resolve(spelled: &str, word: &str) -> Result<(String, bool), FlagError> {
+    let spelled = spelled.replace('-', "_");
+    let alias = SPELLINGS.iter().find(|(alias, _)| *alias == spelled);
+    let name = alias.map_or(spelled.as_str(), |(_, name)| *name);
+    let (name, is_no) = match name.strip_prefix("no_") {
+        Some(positive) if is_known(positive) => (positive, true),
+        _ => (name, false),
+    };
+    if is_known(name) {
+        return Ok((name.to_owned(), is_no));
+    }
+    let likeness = |known: &&&str| strsim::jaro_winkler(known, name);
+    let nearest = MODELLED.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b))).copied();
+    let hint = nearest.filter(|known| strsim::jaro_winkler(known, name) > 0.85);
+    Err(FlagError::Unmodelled { word: word.to_owned(), hint })
 }
 
 /// A negative number is a value.

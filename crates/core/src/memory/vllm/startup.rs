@@ -78,6 +78,23 @@ pub struct VllmFit {
     pub is_measured: bool,
 }
 
+impl VllmFit {
+    /// A start that ends before it takes any memory.
+    pub(super) fn ended(verdict: Verdict, message: String) -> Self {
+        Self {
+            verdict,
+            message: Some(message),
+            stages: Vec::new(),
+            tensor_parallel: 1,
+            kv_cache_blocks: 0,
+            kv_cache_tokens: 0,
+            max_concurrency: 0.0,
+            max_model_len: 0,
+            is_measured: false,
+        }
+    }
+}
+
 /// What a rank of one pipeline stage takes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct StageFit {
@@ -142,27 +159,27 @@ pub(super) struct Start<'a> {
 /// for each, stage by stage.
 pub fn fit(model: &Transformer, args: &Value, gpus: &[Gpu], engine: &Engine<'_>) -> VllmFit {
     let Some(first) = gpus.first() else {
-        return ended(Verdict::Unsupported, "vLLM needs a GPU".to_owned());
+        return VllmFit::ended(Verdict::Unsupported, "vLLM needs a GPU".to_owned());
     };
     let Some(version) = version::parse(engine.version) else {
         let message = format!("`{}` is no version of vLLM; write one as in 0.26.0", engine.version);
-        return ended(Verdict::Unsupported, message);
+        return VllmFit::ended(Verdict::Unsupported, message);
     };
     if !version::MODELLED.contains(&version) {
         let message = format!("vLLM {} is not modelled; 0.26 to 0.33 are", engine.version);
-        return ended(Verdict::Unsupported, message);
+        return VllmFit::ended(Verdict::Unsupported, message);
     }
     let args = match VllmArgs::resolve(args, model, first, version, engine.entry_point) {
         Ok(args) => args,
-        Err(error) => return ended(Verdict::Unsupported, error.to_string()),
+        Err(error) => return VllmFit::ended(Verdict::Unsupported, error.to_string()),
     };
     let ranks = args.tensor_parallel.saturating_mul(args.stages() as u64);
     if gpus.len() > 1 && gpus.len() as u64 != ranks {
         let message = format!("{ranks} GPUs are needed, {} are given", gpus.len());
-        return ended(Verdict::Unsupported, message);
+        return VllmFit::ended(Verdict::Unsupported, message);
     }
     if let Some((verdict, message)) = refusals::refusal(model, &args, first, version) {
-        return ended(verdict, message);
+        return VllmFit::ended(verdict, message);
     }
     let subject = Subject {
         gpu: first.kind.map(|kind| kind.name.as_str()),
@@ -203,10 +220,10 @@ impl<'a> Start<'a> {
     fn run(&self) -> VllmFit {
         let (model, args) = (self.model, self.args);
         if let Some(message) = self.free_below_requested() {
-            return ended(Verdict::FreeBelowRequested, message);
+            return VllmFit::ended(Verdict::FreeBelowRequested, message);
         }
         if let Some((verdict, message)) = refusals::while_building(model, args, &self.gpus[0]) {
-            return ended(verdict, message);
+            return VllmFit::ended(verdict, message);
         }
         let groups = kv_cache::groups(model, args);
         let mut stages: Vec<Stage<'a>> =
@@ -524,7 +541,7 @@ impl<'a> Start<'a> {
         VllmFit {
             stages: stages.iter().map(fit).collect(),
             tensor_parallel: self.args.tensor_parallel,
-            ..ended(verdict, message)
+            ..VllmFit::ended(verdict, message)
         }
     }
 }
@@ -533,19 +550,5 @@ impl Stage<'_> {
     /// Bytes for the cache.
     fn room(&self) -> u64 {
         self.available.max(0).unsigned_abs()
-    }
-}
-
-fn ended(verdict: Verdict, message: String) -> VllmFit {
-    VllmFit {
-        verdict,
-        message: Some(message),
-        stages: Vec::new(),
-        tensor_parallel: 1,
-        kv_cache_blocks: 0,
-        kv_cache_tokens: 0,
-        max_concurrency: 0.0,
-        max_model_len: 0,
-        is_measured: false,
     }
 }

@@ -95,15 +95,15 @@ impl<'a> Sharing<'a> {
         self.state.iter().map(|gpu| gpu.total - gpu.used()).collect()
     }
 
-    /// Starts vLLM.
-    pub fn start(&mut self, tenant: &Tenant<'_>, engine: &Engine<'_>) {
+    /// Starts vLLM; gives its answer.
+    pub fn start(&mut self, tenant: &Tenant<'_>, engine: &Engine<'_>) -> VllmFit {
         let ranks = ranks(tenant, self.gpus, engine);
         let range = tenant.first_gpu..tenant.first_gpu.saturating_add(ranks);
         let Some(here) = self.gpus.get(range.clone()).filter(|here| !here.is_empty()) else {
             let (first, given) = (tenant.first_gpu, self.gpus.len());
             let message = format!("it needs {ranks} GPUs from number {first} on, of {given}");
             self.fail(tenant.name, Verdict::Unsupported, &message);
-            return;
+            return VllmFit::ended(Verdict::Unsupported, message);
         };
         let as_it_is = |(gpu, shared): (&Gpu, &SharedGpu)| gpu.with_others(shared.used());
         let now: Vec<Gpu> = here.iter().zip(&self.state[range.clone()]).map(as_it_is).collect();
@@ -113,7 +113,17 @@ impl<'a> Sharing<'a> {
         }
         settle(&mut self.state[range], tenant.name, &fit);
         let used_by_others = now.iter().map(|gpu| gpu.used_by_others).max().unwrap_or_default();
-        self.starts.push(Started { name: tenant.name.to_owned(), used_by_others, fit });
+        self.starts.push(Started {
+            name: tenant.name.to_owned(),
+            used_by_others,
+            fit: fit.clone(),
+        });
+        fit
+    }
+
+    /// Each GPU as it is now.
+    pub fn gpus(&self) -> &[SharedGpu] {
+        &self.state
     }
 
     /// Lets another engine hold so much of each GPU, from the first on.

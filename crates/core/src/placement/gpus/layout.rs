@@ -1,0 +1,402 @@
+//! Which instance goes to which GPUs of which node: the emptiest that holds it, each start tried on the
+//! memory model beside what is there already.
+//!
+//! Deployments come in the order in which they start: what runs unchanged stays, then the largest.
+//! Nodes that are in the same state are tried once.
+
+use std::collections::BTreeSet;
+
+use super::prepared::{Prepared, Started};
+use crate::inventory::{InstanceId, Node};
+use crate::memory::Verdict;
+use crate::memory::vllm::tenancy::{SharedGpu, Sharing};
+use crate::memory::vllm::{Engine, Estimate, Gpu};
+use crate::spec::Running;
+use crate::units::Bytes;
+
+/// An instance and where it is.
+#[derive(Clone, Debug)]
+pub struct Seat {
+    /// Its id.
+    pub id: InstanceId,
+    /// Its deployment, as an index.
+    pub deployment: usize,
+    /// Its node, as an index.
+    pub node: usize,
+    /// The first of its GPUs, as an index among the node's.
+    pub first_gpu: usize,
+    /// How many it takes.
+    pub gpus: usize,
+    /// Whether it runs there already, as it is.
+    pub is_kept: bool,
+    /// Its start, as it likely is.
+    pub started: Started,
+    /// Why it might not start, at the pessimistic end.
+    pub risk: Option<String>,
+}
+
+impl Seat {
+    /// The indices of its GPUs.
+    pub fn range(&self) -> std::ops::Range<usize> {
+        self.first_gpu..self.first_gpu + self.gpus
+    }
+}
+
+/// An instance that found no place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Missing {
+    /// Its deployment, as an index.
+    pub deployment: usize,
+    /// Instances that must run.
+    pub wanted: u32,
+    /// Instances that have a place.
+    pub placed: u32,
+    /// What the engine would do, on the node where it got furthest.
+    pub verdict: Verdict,
+    /// Why, in the engine's words where it has some.
+    pub reason: String,
+}
+
+/// One node's GPUs under a layout.
+#[derive(Clone, Debug)]
+pub struct NodeLayout {
+    /// Each GPU as it likely is.
+    pub likely: Vec<SharedGpu>,
+    /// Each GPU at the pessimistic end.
+    pub high: Vec<SharedGpu>,
+}
+
+/// Where everything is.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    /// The instances in the order in which they start.
+    pub seats: Vec<Seat>,
+    /// The nodes, as the inventory has them.
+    pub nodes: Vec<NodeLayout>,
+    /// What found no place.
+    pub missing: Vec<Missing>,
+    /// What runs today and is stopped or restarted: deployment among those that run, and node.
+    pub stopped: Vec<(usize, usize)>,
+}
+
+/// A node while it is filled.
+#[derive(Clone, Debug)]
+struct Filling<'a> {
+    likely: Sharing<'a>,
+    high: Sharing<'a>,
+    /// Deployments with their first GPUs and whether they ran before, in order: nodes of a kind with
+    /// the same are in one state.
+    holds: Vec<(usize, usize, bool)>,
+}
+
+/// Puts every deployment on its nodes. `gpus` are those of each node.
+pub fn lay_out(
+    wanted: &[Prepared<'_>],
+    running: &[(&Running, Prepared<'_>)],
+    nodes: &[Node],
+    gpus: &[Vec<Gpu>],
+    engine: &Engine<'_>,
+) -> Layout {
+    let mut filler = Filler {
+        wanted,
+        nodes,
+        gpus,
+        engine,
+        filling: gpus
+            .iter()
+            .map(|gpus| Filling {
+                likely: Sharing::new(gpus),
+                high: Sharing::new(gpus),
+                holds: Vec::new(),
+            })
+            .collect(),
+        kinds: kinds(gpus),
+        seats: Vec::new(),
+    };
+    let stopped = filler.keep_running(running);
+    let mut order: Vec<usize> = (0..wanted.len()).collect();
+    let size = |index: &usize| wanted[*index].located.active_parameters;
+    order.sort_by(|a, b| {
+        let names = || wanted[*a].deployment.name.cmp(&wanted[*b].deployment.name);
+        size(b).cmp(&size(a)).then_with(names)
+    });
+    let missing = order.into_iter().filter_map(|index| filler.place(index)).collect();
+    let Filler { filling, seats, .. } = filler;
+    let nodes = filling
+        .into_iter()
+        .map(|node| NodeLayout {
+            likely: node.likely.gpus().to_vec(),
+            high: node.high.gpus().to_vec(),
+        })
+        .collect();
+    Layout { seats, nodes, missing, stopped }
+}
+
+/// A number for each distinct set of GPUs.
+fn kinds(gpus: &[Vec<Gpu>]) -> Vec<usize> {
+    let mut distinct: Vec<&Vec<Gpu>> = Vec::new();
+    let number = |gpus| match distinct.iter().position(|known| *known == gpus) {
+        Some(at) => at,
+        None => {
+            distinct.push(gpus);
+            distinct.len() - 1
+        }
+    };
+    gpus.iter().map(number).collect()
+}
+
+struct Filler<'a> {
+    wanted: &'a [Prepared<'a>],
+    nodes: &'a [Node],
+    gpus: &'a [Vec<Gpu>],
+    engine: &'a Engine<'a>,
+    filling: Vec<Filling<'a>>,
+    kinds: Vec<usize>,
+    seats: Vec<Seat>,
+}
+
+/// A start that was tried.
+struct Trial<'a> {
+    started: Started,
+    risk: Option<String>,
+    filling: Filling<'a>,
+}
+
+impl<'a> Filler<'a> {
+    /// Keeps what runs as it is wanted; gives the rest.
+    fn keep_running(&mut self, running: &[(&Running, Prepared<'_>)]) -> Vec<(usize, usize)> {
+        let mut stopped = Vec::new();
+        for (index, (running, prepared)) in running.iter().enumerate() {
+            for node in 0..self.nodes.len() {
+                if !running.deployment.nodes.matches(&self.nodes[node]) {
+                    continue;
+                }
+                let same =
+                    (0..self.wanted.len()).find(|wanted| self.is_same(*wanted, prepared, node));
+                match same {
+                    Some(wanted) => self.keep(wanted, prepared, running.observed, node),
+                    None => stopped.push((index, node)),
+                }
+            }
+        }
+        stopped
+    }
+
+    /// Whether a deployment wants just what runs on a node.
+    fn is_same(&self, wanted: usize, running: &Prepared<'_>, node: usize) -> bool {
+        let (wants, runs) = (self.wanted[wanted].deployment, running.deployment);
+        let placed = self.seats.iter().filter(|seat| seat.deployment == wanted).count();
+        wants.model == runs.model
+            && wants.engine == runs.engine
+            && wants.flags == runs.flags
+            && wants.weights() == runs.weights()
+            && wants.nodes.matches(&self.nodes[node])
+            && (placed as u64) < u64::from(wants.replicas.max)
+            && self.wanted[wanted].first_gpu.unwrap_or(0) == running.first_gpu.unwrap_or(0)
+    }
+
+    /// What runs needs no start; it holds what is seen, or else what it is reckoned to.
+    fn keep(
+        &mut self,
+        wanted: usize,
+        running: &Prepared<'_>,
+        observed: Option<Bytes>,
+        node: usize,
+    ) {
+        let first = running.first_gpu.unwrap_or(0);
+        let gpus = &self.gpus[node];
+        let id = self.next_id(wanted);
+        let mut alone = Sharing::new(gpus);
+        let started = running.start(&id.0, first, gpus, &mut alone, self.engine);
+        let filling = &mut self.filling[node];
+        let count = running.gpus_of(gpus.len());
+        let held = match observed {
+            Some(bytes) => vec![bytes; count],
+            None => started.bytes.clone(),
+        };
+        let on_all: Vec<Bytes> =
+            std::iter::repeat_n(Bytes::ZERO, first).chain(held.iter().copied()).collect();
+        filling.likely.hold(&id.0, &on_all);
+        filling.high.hold(&id.0, &on_all);
+        filling.holds.push((wanted, first, true));
+        let seat = Seat {
+            id,
+            deployment: wanted,
+            node,
+            first_gpu: first,
+            gpus: count,
+            is_kept: true,
+            started: Started { bytes: held, ..started },
+            risk: None,
+        };
+        self.seats.push(seat);
+    }
+
+    fn next_id(&self, deployment: usize) -> InstanceId {
+        let count = self.seats.iter().filter(|seat| seat.deployment == deployment).count();
+        InstanceId::new(&self.wanted[deployment].deployment.name, count as u32)
+    }
+
+    /// Places a deployment's instances, up to its most; says what is missing of its least.
+    fn place(&mut self, index: usize) -> Option<Missing> {
+        let replicas = self.wanted[index].deployment.replicas;
+        let mut failure = None;
+        loop {
+            let placed = self.seats.iter().filter(|seat| seat.deployment == index).count() as u32;
+            if placed >= replicas.max {
+                return None;
+            }
+            match self.place_one(index) {
+                Ok(seat) => self.seats.push(seat),
+                Err((verdict, reason)) => {
+                    failure.get_or_insert((verdict, reason));
+                    let (verdict, reason) = failure?;
+                    let missing = Missing {
+                        deployment: index,
+                        wanted: replicas.min,
+                        placed,
+                        verdict,
+                        reason,
+                    };
+                    return (placed < replicas.min).then_some(missing);
+                }
+            }
+        }
+    }
+
+    fn place_one(&mut self, index: usize) -> Result<Seat, (Verdict, String)> {
+        let id = self.next_id(index);
+        let mut tried = BTreeSet::new();
+        let mut tight = None;
+        let mut failure = None;
+        for (node, first) in self.places(index) {
+            let state = (self.kinds[node], self.filling[node].holds.clone(), first);
+            // The first of a state stands for all.
+            if !tried.insert(state) {
+                continue;
+            }
+            let trial = self.try_start(index, &id, node, first);
+            if !trial.started.verdict.is_ready() {
+                let name = &self.wanted[index].deployment.name;
+                let message = trial.started.message.unwrap_or_default();
+                let reason = format!("{name} on {}: {message}", self.nodes[node].name);
+                failure.get_or_insert((trial.started.verdict, reason));
+            } else if trial.risk.is_none() {
+                return Ok(self.settle(index, id, node, first, trial));
+            } else {
+                tight.get_or_insert((node, first, trial));
+            }
+        }
+        match (tight, failure) {
+            (Some((node, first, trial)), _) => Ok(self.settle(index, id, node, first, trial)),
+            (None, Some(failure)) => Err(failure),
+            (None, None) => Err((Verdict::Unsupported, self.nowhere(index))),
+        }
+    }
+
+    /// Why there is not even a place to try.
+    fn nowhere(&self, index: usize) -> String {
+        let Prepared { deployment, .. } = &self.wanted[index];
+        let name = &deployment.name;
+        let allowed = self.nodes.iter().filter(|node| deployment.nodes.matches(node)).count();
+        match allowed {
+            0 => format!("no node is {}, where {name} may run", deployment.nodes),
+            _ => format!(
+                "{name} runs on every node that is {} already, and no other has {} GPUs side by side",
+                deployment.nodes, self.wanted[index].gpus
+            ),
+        }
+    }
+
+    /// Nodes and first GPUs to try: where fewest of the deployment are, then where most is free.
+    fn places(&self, index: usize) -> Vec<(usize, usize)> {
+        let wanted = &self.wanted[index];
+        let mut places = Vec::new();
+        for (node, filling) in self.filling.iter().enumerate() {
+            if !wanted.deployment.nodes.matches(&self.nodes[node]) {
+                continue;
+            }
+            let here = filling.holds.iter().filter(|(held, ..)| *held == index).count();
+            let free = filling.likely.free();
+            let count = wanted.gpus_of(free.len());
+            let firsts: Vec<usize> = match wanted.first_gpu {
+                Some(first) => vec![first],
+                None if count == 0 || count > free.len() => vec![0],
+                // Blocks are aligned, so that they don't break each other up.
+                None => {
+                    (0..=free.len() - count).step_by(count.next_power_of_two().min(4)).collect()
+                }
+            };
+            for first in firsts {
+                let window = free.get(first..first + count);
+                let least = window.and_then(|window| window.iter().min()).copied();
+                // An instance beside another of its own deployment is never what a replica is for.
+                let doubles = filling
+                    .holds
+                    .iter()
+                    .any(|(held, at, _)| *held == index && *at < first + count && first < *at + count);
+                if !doubles && !free.is_empty() {
+                    places.push((here, std::cmp::Reverse(least.unwrap_or_default()), node, first));
+                }
+            }
+        }
+        places.sort_unstable();
+        places.into_iter().map(|(_, _, node, first)| (node, first)).collect()
+    }
+
+    fn try_start(&self, index: usize, id: &InstanceId, node: usize, first: usize) -> Trial<'a> {
+        let (wanted, gpus) = (&self.wanted[index], &self.gpus[node]);
+        let mut filling = self.filling[node].clone();
+        let mut started = wanted.start(&id.0, first, gpus, &mut filling.likely, self.engine);
+        if let Some(message) =
+            overfull(filling.likely.gpus()).filter(|_| started.verdict.is_ready())
+        {
+            (started.verdict, started.message) = (Verdict::OomAtRuntime, Some(message));
+        }
+        let mut risk = None;
+        if started.verdict.is_ready() {
+            let engine = Engine { estimate: Estimate::High, ..*self.engine };
+            let high = wanted.start(&id.0, first, gpus, &mut filling.high, &engine);
+            risk = high.message.or_else(|| overfull(filling.high.gpus()));
+        }
+        filling.holds.push((index, first, false));
+        Trial { started, risk, filling }
+    }
+
+    fn settle(
+        &mut self,
+        index: usize,
+        id: InstanceId,
+        node: usize,
+        first: usize,
+        trial: Trial<'a>,
+    ) -> Seat {
+        self.filling[node] = trial.filling;
+        let gpus = self.wanted[index].gpus_of(self.gpus[node].len());
+        let Trial { started, risk, .. } = trial;
+        Seat { id, deployment: index, node, first_gpu: first, gpus, is_kept: false, started, risk }
+    }
+}
+
+/// A GPU on which all together hold more than there is.
+fn overfull(gpus: &[SharedGpu]) -> Option<String> {
+    gpus.iter().enumerate().find(|(_, gpu)| gpu.used() > gpu.total).map(|(index, gpu)| {
+        format!("GPU {index}: all engines together hold {} of {} under load", gpu.used(), gpu.total)
+    })
+}
+
+impl Layout {
+    /// The nodes that hold the same instances of the same deployments, by the first of each.
+    pub fn distinct_nodes(&self) -> Vec<(usize, Vec<usize>)> {
+        let mut groups: Vec<(BTreeSet<(usize, usize)>, Vec<usize>)> = Vec::new();
+        for node in 0..self.nodes.len() {
+            let here = self.seats.iter().filter(|seat| seat.node == node);
+            let key: BTreeSet<_> = here.map(|seat| (seat.deployment, seat.first_gpu)).collect();
+            match groups.iter_mut().find(|(known, _)| *known == key) {
+                Some((_, nodes)) => nodes.push(node),
+                None => groups.push((key, vec![node])),
+            }
+        }
+        groups.into_iter().map(|(_, nodes)| (nodes[0], nodes)).collect()
+    }
+}

@@ -1,0 +1,256 @@
+//! Deployments: the groups of instances that a model is run as.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use serde::Serialize;
+use toml::Spanned;
+
+use super::error::{Problems, nearest};
+use super::raw::{Demand, EngineKind, RawFacts, RawModel, RawNodeRule, RawRunning, Replicas};
+use super::{DeviceSelector, Flags, NodeRule, Source, check_flags, overlay, source};
+use crate::inventory::Node;
+use crate::model::{GgmlType, assumed, known};
+use crate::units::Bytes;
+
+/// A group of instances of a model that are alike.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Deployment {
+    /// Its name: the model's, or `MODEL-GROUP` where the model has several.
+    pub name: String,
+    /// The name that clients ask for.
+    pub model: String,
+    /// Where its weights are.
+    pub source: Source,
+    /// What to reckon with where no file can be read.
+    pub facts: Option<AssumedFacts>,
+    /// The engine that runs it.
+    pub engine: EngineKind,
+    /// How many instances.
+    pub replicas: Replicas,
+    /// The machines it may use.
+    pub nodes: NodeRule,
+    /// The devices it may use; empty means any.
+    pub devices: Vec<DeviceSelector>,
+    /// The engine's own flags.
+    pub flags: Flags,
+    /// Further words of its command line, as they are.
+    pub extra_args: Vec<String>,
+    /// What is asked of the model.
+    pub demand: Option<Demand>,
+}
+
+impl Deployment {
+    /// What its weights are, as a key: deployments with the same share their facts.
+    pub fn weights(&self) -> String {
+        let facts = self.facts.as_ref();
+        let facts = facts.map(|facts| format!(" as {} {}", facts.model, facts.tensor_type));
+        format!("{} {}{}", self.engine.as_str(), self.source, facts.unwrap_or_default())
+    }
+}
+
+/// What is said to run already: an instance on each machine that its rule means.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Running {
+    /// How it runs.
+    pub deployment: Deployment,
+    /// What is seen in use on each of its GPUs.
+    pub observed: Option<Bytes>,
+}
+
+/// A model that is known, as a GGUF that isn't here.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct AssumedFacts {
+    /// The name that berth knows.
+    pub model: String,
+    /// The type of its tensors: a type of GGML, or for vLLM [`INT4`].
+    pub tensor_type: String,
+}
+
+/// Four bits a weight in groups of 128 (compressed-tensors), sixteen for activations.
+pub const INT4: &str = "w4a16";
+
+/// All deployments of all models, and what runs of them.
+pub(super) fn deployments(
+    models: &BTreeMap<Spanned<String>, RawModel>,
+    nodes: &[Node],
+    problems: &mut Problems<'_>,
+) -> (Vec<Deployment>, Vec<Running>) {
+    let (mut deployments, mut running) = (Vec::new(), Vec::new());
+    for (name, raw) in models {
+        check_name("model", name, problems);
+        let mut whole = raw.clone();
+        let (groups, runs) = (std::mem::take(&mut whole.deployments), whole.running.take());
+        let model = name.get_ref();
+        if groups.is_empty() {
+            deployments.push(deployment(name, model, model.clone(), &whole, nodes, problems));
+        }
+        for (group, over) in &groups {
+            check_name("deployment", group, problems);
+            let merged = overlay::model(&whole, over);
+            let full = format!("{model}-{}", group.get_ref());
+            deployments.push(deployment(name, model, full, &merged, nodes, problems));
+        }
+        if let Some(runs) = runs {
+            running.push(as_it_runs(name, &whole, *runs, nodes, problems));
+        }
+    }
+    for (i, one) in deployments.iter().enumerate() {
+        if deployments[..i].iter().any(|other| other.name == one.name) {
+            problems.add(0..0, format!("two deployments are called `{}`", one.name));
+        }
+    }
+    (deployments, running)
+}
+
+fn as_it_runs(
+    name: &Spanned<String>,
+    model: &RawModel,
+    raw: RawRunning,
+    nodes: &[Node],
+    problems: &mut Problems<'_>,
+) -> Running {
+    let mut whole = model.clone();
+    whole.nodes = Some(raw.nodes);
+    whole.devices = raw.devices;
+    whole.flags.extend(raw.flags);
+    let text = name.get_ref();
+    let mut deployment = deployment(name, text, text.clone(), &whole, nodes, problems);
+    let count = nodes.iter().filter(|node| deployment.nodes.matches(node)).count();
+    let count = u32::try_from(count).unwrap_or(u32::MAX);
+    deployment.replicas = Replicas { min: count, max: count };
+    Running { deployment, observed: raw.observed }
+}
+
+fn deployment(
+    at: &Spanned<String>,
+    model: &str,
+    name: String,
+    raw: &RawModel,
+    nodes: &[Node],
+    problems: &mut Problems<'_>,
+) -> Deployment {
+    let engine = raw.engine.unwrap_or_default();
+    let source = match &raw.source {
+        Some(text) => source::source(text, engine, problems),
+        None => {
+            let hint = "add source = \"...\": where its weights are";
+            problems.add_with_hint(at.span(), format!("the model `{model}` has no source"), hint);
+            Source::Path(String::new())
+        }
+    };
+    let facts = raw.facts.as_ref().and_then(|facts| assumed_facts(facts, engine, problems));
+    if facts.is_none() && engine == EngineKind::Ollama {
+        problems.add_with_hint(
+            at.span(),
+            format!("what `{model}` is made of can't be read from Ollama's library"),
+            "add facts = { model = \"medgemma-4b\", type = \"q8_0\" }: a model that berth knows",
+        );
+    }
+    let devices = raw.devices.iter().flatten();
+    let devices = devices.filter_map(|device| source::selector(device, problems)).collect();
+    Deployment {
+        model: model.to_owned(),
+        source,
+        facts,
+        engine,
+        replicas: raw.replicas.unwrap_or_default(),
+        nodes: raw.nodes.as_ref().map_or(NodeRule::Any, |rule| node_rule(rule, nodes, problems)),
+        devices,
+        flags: check_flags::flags(raw.flags.clone(), engine, problems),
+        extra_args: check_flags::extra_args(
+            raw.extra_args.clone().unwrap_or_default(),
+            engine,
+            problems,
+        ),
+        demand: raw.demand,
+        name,
+    }
+}
+
+fn assumed_facts(
+    raw: &RawFacts,
+    engine: EngineKind,
+    problems: &mut Problems<'_>,
+) -> Option<AssumedFacts> {
+    let (model, type_name) = (raw.model.get_ref(), raw.tensor_type.get_ref());
+    if known::find(model).is_none() {
+        let hint = known::nearest(model).map_or_else(
+            || "`berth fit` lists names in its help".to_owned(),
+            |near| format!("did you mean `{near}`?"),
+        );
+        problems.add_with_hint(raw.model.span(), format!("berth knows no model `{model}`"), hint);
+        return None;
+    }
+    let is_known = match engine {
+        EngineKind::Vllm => type_name == INT4,
+        _ => GgmlType::from_name(type_name).is_some_and(assumed::is_uniform),
+    };
+    if !is_known {
+        let message =
+            format!("`{type_name}` is no type that can be assumed for {}", engine.as_str());
+        let hint =
+            if engine == EngineKind::Vllm { "write w4a16" } else { "write q8_0, f16 or bf16" };
+        problems.add_with_hint(raw.tensor_type.span(), message, hint);
+        return None;
+    }
+    Some(AssumedFacts { model: model.clone(), tensor_type: type_name.clone() })
+}
+
+fn node_rule(raw: &Spanned<RawNodeRule>, nodes: &[Node], problems: &mut Problems<'_>) -> NodeRule {
+    match NodeRule::parse(raw.get_ref()) {
+        Ok(rule) => {
+            check_nodes(&rule, raw.span(), nodes, problems);
+            rule
+        }
+        Err(message) => {
+            let hint = "write node-0, !node-0, in(node-0, node-1), or labels as { zone = \"a\" }";
+            problems.add_with_hint(raw.span(), message, hint);
+            NodeRule::Any
+        }
+    }
+}
+
+/// A rule that means no planned machine, or names one that isn't there, is a slip of the pen.
+pub(super) fn check_nodes(
+    rule: &NodeRule,
+    at: Range<usize>,
+    nodes: &[Node],
+    problems: &mut Problems<'_>,
+) {
+    if nodes.is_empty() {
+        return;
+    }
+    let names = || nodes.iter().map(|node| node.name.as_str());
+    if let Some(unknown) = rule.unknown(nodes).first() {
+        let hint = match nearest(unknown, names()) {
+            Some(near) => format!("did you mean `{near}`?"),
+            None => format!("there are: {}", names().take(20).collect::<Vec<_>>().join(", ")),
+        };
+        problems.add_with_hint(at, format!("there is no node `{unknown}`"), hint);
+    } else if !nodes.iter().any(|node| rule.matches(node)) {
+        let labels = nodes.iter().flat_map(|node| &node.labels);
+        let mut labels: Vec<String> =
+            labels.map(|(key, value)| format!("{key} = {value}")).collect();
+        labels.sort();
+        labels.dedup();
+        let hint = match labels.as_slice() {
+            [] => "no node has a label: give them some in [[cluster.nodes]]".to_owned(),
+            some => format!("labels that there are: {}", some.join(", ")),
+        };
+        problems.add_with_hint(at, format!("no node is {rule}"), hint);
+    }
+}
+
+/// Names become parts of file names, of instance ids and of routes.
+pub(super) fn check_name(what: &str, name: &Spanned<String>, problems: &mut Problems<'_>) {
+    let text = name.get_ref();
+    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | ':');
+    if text.is_empty() || text.len() > 128 || text.starts_with('.') || !text.chars().all(good) {
+        problems.add_with_hint(
+            name.span(),
+            format!("`{text}` can't be a {what}'s name"),
+            "use letters, digits, `-`, `_`, `.` and `:`, at most 128 of them",
+        );
+    }
+}

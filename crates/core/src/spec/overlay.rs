@@ -1,0 +1,49 @@
+//! A strategy laid over a spec: what it has takes the place of what the spec has, key by key.
+//!
+//! It happens to the raw types, so that every problem still names the line where it was written.
+
+use std::collections::BTreeMap;
+
+use toml::Spanned;
+
+use super::raw::RawModel;
+
+/// The models of a spec with those of a strategy over them. A deployment of the strategy is laid over
+/// the spec's of the same name.
+pub(super) fn models(
+    base: &BTreeMap<Spanned<String>, RawModel>,
+    over: &BTreeMap<Spanned<String>, RawModel>,
+) -> BTreeMap<Spanned<String>, RawModel> {
+    let mut models = base.clone();
+    for (name, over) in over {
+        let merged = match base.get(name) {
+            Some(base) => model(base, over),
+            None => over.clone(),
+        };
+        models.insert(name.clone(), merged);
+    }
+    models
+}
+
+/// One model over another.
+pub(super) fn model(base: &RawModel, over: &RawModel) -> RawModel {
+    let mut flags = base.flags.clone();
+    flags.extend(over.flags.clone());
+    // Another engine has other flags.
+    if over.engine.is_some_and(|engine| engine != base.engine.unwrap_or_default()) {
+        flags.clone_from(&over.flags);
+    }
+    RawModel {
+        source: over.source.clone().or_else(|| base.source.clone()),
+        facts: over.facts.clone().or_else(|| base.facts.clone()),
+        engine: over.engine.or(base.engine),
+        replicas: over.replicas.or(base.replicas),
+        nodes: over.nodes.clone().or_else(|| base.nodes.clone()),
+        devices: over.devices.clone().or_else(|| base.devices.clone()),
+        flags,
+        extra_args: over.extra_args.clone().or_else(|| base.extra_args.clone()),
+        demand: over.demand.or(base.demand),
+        deployments: models(&base.deployments, &over.deployments),
+        running: over.running.clone().or_else(|| base.running.clone()),
+    }
+}

@@ -1,0 +1,18 @@
+//! Strategies: named ways to run what is wanted, set side by side.
+//!
+//! - [`evaluate`]: what becomes of one, on every GPU
+//! - [`find`]: strategies that nobody wrote down, in the form in which users write theirs
+//! - [`compare`]: all of them, and the one that is recommended
+//! - [`report`]: the values that come out
+//! - [`words`]: the same in English and Spanish sentences
+
+pub mod compare;
+pub mod evaluate;
+pub mod find;
+pub mod report;
+pub mod words;
+
+pub use compare::compare;
+pub use evaluate::{Cluster, Today};
+pub use report::{Comparison, StrategyReport, StrategyVerdict};
+pub use words::Language;
