@@ -31,7 +31,7 @@ pub(crate) enum Command {
     /// Learn from vLLM's own log what it took on your GPUs
     Calibrate(CalibrateArgs),
     /// Which model goes where, and why; changes nothing
-    Plan(PlanArgs),
+    Plan(ComparingArgs),
     /// Make the plan so, and leave it running
     Apply(PlanArgs),
     /// Plan, apply, and serve until Ctrl-C, which stops what was started
@@ -138,16 +138,40 @@ pub(crate) struct PlanArgs {
     /// The spec
     #[arg(short, long, value_name = "FILE", default_value = "berth.toml")]
     pub(crate) file: PathBuf,
+    /// A strategy of the spec, by its name
+    #[arg(long, value_name = "NAME")]
+    pub(crate) strategy: Option<String>,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
 }
 
 #[derive(Debug, ClapArgs)]
+#[command(after_help = PLAN_EXAMPLES)]
+pub(crate) struct ComparingArgs {
+    #[command(flatten)]
+    pub(crate) plan: PlanArgs,
+    /// Set all strategies side by side, those of the spec and those that berth finds
+    #[arg(long)]
+    pub(crate) compare: bool,
+    /// Write the comparison as a document too: .md or .html
+    #[arg(long, value_name = "FILE", requires = "compare")]
+    pub(crate) report: Option<PathBuf>,
+    /// The language of the report
+    #[arg(long, value_name = "LANGUAGE", default_value = "en", value_parser = ["en", "es"])]
+    pub(crate) lang: String,
+}
+
+const PLAN_EXAMPLES: &str = "Examples:
+  berth plan -f examples/two-models.toml
+  berth plan -f examples/medgemma-16x4.toml --compare
+  berth plan -f examples/medgemma-16x4.toml --strategy 1A-lower-090
+  berth plan -f examples/medgemma-16x4.toml --compare --report report.html --lang es";
+
+#[derive(Debug, ClapArgs)]
 pub(crate) struct UpArgs {
-    /// The spec
-    #[arg(short, long, value_name = "FILE", default_value = "berth.toml")]
-    pub(crate) file: PathBuf,
+    #[command(flatten)]
+    pub(crate) plan: PlanArgs,
     /// The gateway's address, in place of the spec's; on loopback
     #[arg(long, value_name = "ADDR:PORT")]
     pub(crate) listen: Option<SocketAddr>,

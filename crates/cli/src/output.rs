@@ -2,6 +2,8 @@
 
 #![expect(clippy::print_stderr, reason = "the one place that prints")]
 
+pub(crate) mod comparison;
+
 use std::io::{IsTerminal as _, Write as _};
 
 use berth_control::{Event, EventKind, Status};

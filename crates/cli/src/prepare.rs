@@ -7,11 +7,13 @@ use std::path::Path;
 use berth_cluster::local::{self, StateDir};
 use berth_control::Journal;
 use berth_core::placement::{self, Found, LocatedModel, Planned};
-use berth_core::spec::{EngineKind, Spec};
+use berth_core::spec::error::nearest;
+use berth_core::spec::{Deployment, EngineKind, Spec};
 use berth_core::{Inventory, Plan};
 use berth_engines::binary;
-use berth_engines::source::{self, Hub};
+use berth_engines::source::{self, ConfigSourceError, Hub};
 
+use crate::args::PlanArgs;
 use crate::failure::Failure;
 use crate::output;
 
@@ -38,13 +40,40 @@ pub(crate) fn spec(file: &Path) -> Result<Spec, Failure> {
     Ok(Spec::parse(&file.display().to_string(), &text)?)
 }
 
+/// The spec with a strategy laid over it.
+pub(crate) fn with_strategy(spec: Spec, strategy: Option<&str>) -> Result<Spec, Failure> {
+    let Some(name) = strategy else { return Ok(spec) };
+    let names: Vec<&str> = spec.strategies.iter().map(|one| one.name.as_str()).collect();
+    if let Some(found) = spec.strategies.iter().find(|one| one.name == name) {
+        return Ok(found.spec.clone());
+    }
+    let hint = match nearest(name, names.iter().copied()) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None if names.is_empty() => "add a section [strategies.NAME] to the spec".to_owned(),
+        None => format!("there are: {}", names.join(", ")),
+    };
+    Err(Failure::bad_spec(anyhow::anyhow!("the spec has no strategy `{name}`")).hint(hint))
+}
+
+/// The folder that a spec's relative paths start at.
+pub(crate) fn base(file: &Path) -> &Path {
+    let parent = file.parent().filter(|parent| !parent.as_os_str().is_empty());
+    parent.unwrap_or(Path::new("."))
+}
+
 /// Plans a spec on this machine, beside what runs; `listen` takes the place of the spec's address.
 pub(crate) fn plan(
-    file: &Path,
+    args: &PlanArgs,
     listen: Option<SocketAddr>,
     journal: &Journal,
 ) -> Result<Planned, Failure> {
-    let mut spec = spec(file)?;
+    let mut spec = with_strategy(spec(&args.file)?, args.strategy.as_deref())?;
+    if !spec.cluster.nodes.is_empty() {
+        return Err(Failure::bad_spec(anyhow::anyhow!(
+            "the machines of this spec are planned for; nothing can be started on them from here"
+        ))
+        .hint("`berth plan` shows what would run on them; without [[cluster.nodes]] it is this machine"));
+    }
     if let Some(listen) = listen {
         if !listen.ip().is_loopback() {
             return Err(Failure::bad_spec(anyhow::anyhow!("--listen {listen} is not on loopback"))
@@ -52,11 +81,10 @@ pub(crate) fn plan(
         }
         spec.gateway.listen = listen;
     }
-    let base = file.parent().filter(|parent| !parent.as_os_str().is_empty());
-    let base = base.unwrap_or(Path::new("."));
+    let base = base(&args.file);
     let folder = std::path::absolute(base).map_err(Failure::new)?.to_string_lossy().into_owned();
     let binaries = binaries(&spec, base)?;
-    let models = models(&spec, base)?;
+    let models = models(&spec.deployments, base)?;
     let found = Found { folder, binaries, models };
     let inventory = inventory(journal)?;
     let current = journal.current()?.map(|journalled| journalled.plan);
@@ -64,6 +92,14 @@ pub(crate) fn plan(
         placement::plan(&spec, &inventory, &found, current.as_ref()).map_err(Failure::bad_spec)?;
     check(&planned, &spec, &inventory)?;
     Ok(planned)
+}
+
+/// The models of a spec and of all its strategies.
+pub(crate) fn all_models(spec: &Spec, base: &Path) -> Result<Found, Failure> {
+    let mut deployments = spec.deployments.clone();
+    deployments.extend(spec.running.iter().map(|running| running.deployment.clone()));
+    deployments.extend(spec.strategies.iter().flat_map(|one| one.spec.deployments.clone()));
+    Ok(Found { models: models(&deployments, base)?, ..Found::default() })
 }
 
 /// Every plan that says it fits passes the independent checker first.
@@ -81,26 +117,63 @@ fn check(planned: &Planned, spec: &Spec, inventory: &Inventory) -> Result<(), Fa
 }
 
 fn binaries(spec: &Spec, base: &Path) -> Result<BTreeMap<EngineKind, String>, Failure> {
+    let is_used = |engine: &EngineKind| spec.deployments.iter().any(|one| one.engine == *engine);
     let find = |(engine, name): (&EngineKind, &String)| {
         let path = binary::find(name, base)?;
         Ok((*engine, path.to_string_lossy().into_owned()))
     };
-    spec.binaries.iter().map(find).collect()
+    spec.binaries.iter().filter(|(engine, _)| is_used(engine)).map(find).collect()
 }
 
-fn models(spec: &Spec, base: &Path) -> Result<BTreeMap<String, LocatedModel>, Failure> {
+/// Finds and reads each distinct model once.
+fn models(
+    deployments: &[Deployment],
+    base: &Path,
+) -> Result<BTreeMap<String, LocatedModel>, Failure> {
     let hub = Hub::from_env();
     let mut models = BTreeMap::new();
-    for model in &spec.deployments {
-        let mut progress = |got: u64, all: Option<u64>| {
-            let of = all.map_or_else(String::new, |all| format!(" of {}", berth_core::Bytes(all)));
-            output::progress(&format!("{}: {}{of}", model.name, berth_core::Bytes(got)));
-        };
-        let located = source::locate(&model.source, base, &hub, &mut progress);
-        output::end_progress();
-        models.insert(model.name.clone(), located?);
+    for deployment in deployments {
+        let key = deployment.weights();
+        if !models.contains_key(&key) {
+            models.insert(key, model(deployment, base, &hub)?);
+        }
     }
     Ok(models)
+}
+
+fn model(deployment: &Deployment, base: &Path, hub: &Hub) -> Result<LocatedModel, Failure> {
+    if let Some(assumed) = placement::facts::assumed(deployment) {
+        return Ok(assumed);
+    }
+    if deployment.engine == EngineKind::Vllm {
+        return Ok(transformer(deployment, base, hub)?);
+    }
+    let mut progress = |got: u64, all: Option<u64>| {
+        let of = all.map_or_else(String::new, |all| format!(" of {}", berth_core::Bytes(all)));
+        output::progress(&format!("{}: {}{of}", deployment.name, berth_core::Bytes(got)));
+    };
+    let located = source::locate(&deployment.source, base, hub, &mut progress);
+    output::end_progress();
+    Ok(located?)
+}
+
+/// A folder beside the spec comes before a name that berth or the hub knows.
+fn transformer(
+    deployment: &Deployment,
+    base: &Path,
+    hub: &Hub,
+) -> Result<LocatedModel, ConfigSourceError> {
+    let name = deployment.source.to_string();
+    let folder = base.join(&name);
+    let name = match folder.join("config.json").exists() {
+        true => folder.to_string_lossy().into_owned(),
+        false => name,
+    };
+    let found = source::transformer(&name, hub)?;
+    if let Some(warning) = &found.warning {
+        output::talk(&format!("warning: {}: {warning}", found.name));
+    }
+    Ok(LocatedModel::transformer(name, found.transformer))
 }
 
 /// The plan under which nothing runs.

@@ -12,6 +12,7 @@
 //! - [`inventory`]: what is there
 //! - [`model`]: what a model file says about itself
 //! - [`memory`]: how much an instance takes
+//! - [`strategy`]: named ways to run what is wanted, side by side
 //! - [`placement`]: which instance goes where, and the independent checker
 //! - [`plan`], [`report`]: the answer and the reasons for it
 //! - [`reconcile`]: from plan and inventory to the next actions
@@ -31,6 +32,7 @@ pub mod plan;
 pub mod reconcile;
 pub mod report;
 pub mod spec;
+pub mod strategy;
 pub mod units;
 
 pub use digest::Digest;

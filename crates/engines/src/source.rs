@@ -82,7 +82,7 @@ pub fn locate(
     };
     let facts = read_facts(&path)?;
     let path = std::path::absolute(&path).unwrap_or(path);
-    Ok(LocatedModel { path: path.to_string_lossy().into_owned(), facts })
+    Ok(LocatedModel::gguf(path.to_string_lossy().into_owned(), facts))
 }
 
 /// Reads what the memory model needs from a GGUF file.

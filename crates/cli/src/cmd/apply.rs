@@ -17,7 +17,7 @@ use crate::{lifecycle, output, prepare};
 pub(crate) fn run(state: &Path, args: &PlanArgs) -> Result<ExitCode, Failure> {
     let dir = prepare::state_dir(state)?;
     let mut journal = Journal::open(&dir.journal())?;
-    let planned = prepare::plan(&args.file, None, &journal)?;
+    let planned = prepare::plan(args, None, &journal)?;
     if planned.report.verdict == PlanVerdict::Impossible {
         plan::show(&planned, args.json)?;
         return Ok(plan::exit_code(&planned));

@@ -4,19 +4,77 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use berth_control::Journal;
+use berth_core::memory::vllm::Engine;
+use berth_core::perf::Constants;
 use berth_core::placement::Planned;
 use berth_core::report::PlanVerdict;
+use berth_core::spec::Spec;
+use berth_core::strategy::evaluate::{Candidate, evaluate};
+use berth_core::strategy::{Cluster, Language, StrategyVerdict, Today, compare};
 use serde_json::json;
 
-use crate::args::PlanArgs;
+use super::calibrate;
+use crate::args::ComparingArgs;
 use crate::failure::{DOES_NOT_FIT, Failure};
-use crate::{output, prepare};
+use crate::output::{self, comparison};
+use crate::prepare;
 
-pub(crate) fn run(state: &Path, args: &PlanArgs) -> Result<ExitCode, Failure> {
+pub(crate) fn run(state: &Path, args: &ComparingArgs) -> Result<ExitCode, Failure> {
+    let spec = prepare::spec(&args.plan.file)?;
+    if args.compare || !spec.cluster.nodes.is_empty() {
+        return on_a_cluster(state, spec, args);
+    }
     let dir = prepare::state_dir(state)?;
-    let planned = prepare::plan(&args.file, None, &Journal::open(&dir.journal())?)?;
-    show(&planned, args.json)?;
+    let planned = prepare::plan(&args.plan, None, &Journal::open(&dir.journal())?)?;
+    show(&planned, args.plan.json)?;
     Ok(exit_code(&planned))
+}
+
+/// Plans for machines without looking at them.
+fn on_a_cluster(state: &Path, spec: Spec, args: &ComparingArgs) -> Result<ExitCode, Failure> {
+    if spec.cluster.nodes.is_empty() {
+        return Err(Failure::bad_spec(anyhow::anyhow!("there are no machines to compare strategies on"))
+            .hint("add some, as in\n    [[cluster.nodes]]\n    names = \"node-[0-15]\"\n    gpu = \"A10\"\n    gpus = 4"));
+    }
+    let calibration = calibrate::with_builtin(state)?;
+    let found = prepare::all_models(&spec, prepare::base(&args.plan.file))?;
+    let engine = Engine { calibration: &calibration, ..Engine::of_version(&spec.vllm_version) };
+    let constants = &Constants::UNCALIBRATED;
+    let cluster = Cluster { nodes: &[], found: &found, engine, constants };
+    if args.compare {
+        return compared(&spec, &cluster, args);
+    }
+    let today = compare::today(&spec, &cluster).map_err(Failure::bad_spec)?;
+    let today = today.as_ref().map(Today::new).unwrap_or_default();
+    let strategy = args.plan.strategy.as_deref();
+    let spec = prepare::with_strategy(spec.clone(), strategy)?;
+    let candidate = Candidate {
+        name: strategy.unwrap_or("as written"),
+        title: None,
+        is_found: false,
+        written: None,
+        spec: &spec,
+    };
+    let report = evaluate(&cluster, &candidate, &today).map_err(Failure::bad_spec)?;
+    match args.plan.json {
+        true => output::json(&report)?,
+        false => output::data(&comparison::one(&report, Language::English)),
+    }
+    Ok(code(report.verdict != StrategyVerdict::Impossible))
+}
+
+fn compared(spec: &Spec, cluster: &Cluster<'_>, args: &ComparingArgs) -> Result<ExitCode, Failure> {
+    let language = if args.lang == "es" { Language::Spanish } else { Language::English };
+    let compared = compare::compare(spec, cluster).map_err(Failure::bad_spec)?;
+    match args.plan.json {
+        true => output::json(&compared)?,
+        false => output::data(&comparison::all(&compared, language)),
+    }
+    Ok(code(compared.recommended.is_some()))
+}
+
+fn code(fits: bool) -> ExitCode {
+    if fits { ExitCode::SUCCESS } else { ExitCode::from(DOES_NOT_FIT) }
 }
 
 /// Prints the plan.
@@ -33,8 +91,5 @@ pub(crate) fn show(planned: &Planned, as_json: bool) -> Result<(), Failure> {
 }
 
 pub(crate) fn exit_code(planned: &Planned) -> ExitCode {
-    match planned.report.verdict {
-        PlanVerdict::Fits => ExitCode::SUCCESS,
-        PlanVerdict::Impossible => ExitCode::from(DOES_NOT_FIT),
-    }
+    code(planned.report.verdict == PlanVerdict::Fits)
 }

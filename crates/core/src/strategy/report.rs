@@ -30,9 +30,7 @@ pub struct Comparison {
 }
 
 /// Whether a strategy works.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum StrategyVerdict {
     /// Everything starts and stays, with what shall stay free to spare.

@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Serialize, Serializer};
 
+use super::report::StrategyVerdict;
 use crate::units::Bytes;
 
 /// A language that reports are written in.
@@ -186,9 +187,8 @@ impl Finding {
                 format!("{bytes} left on the fullest GPU, and {wanted} shall stay free")
             }
             Self::SummedUp { written_gb, gpus, one, needed } => {
-                let needed = needed.map_or_else(String::new, |needed| {
-                    format!("; it needs {needed} there")
-                });
+                let needed =
+                    needed.map_or_else(String::new, |needed| format!("; it needs {needed} there"));
                 format!(
                     "{written_gb:.2} GB is a sum over {gpus} GPUs, but a model has to fit on each GPU \
                      that it uses: the emptiest has {one}{needed}"
@@ -215,7 +215,9 @@ impl Finding {
                 format!("{model} is run as {parts} deployments that requests are routed to")
             }
             Self::Shared { gpus } => {
-                format!("engines share {gpus} GPUs and must start one after the other, in this order")
+                format!(
+                    "engines share {gpus} GPUs and must start one after the other, in this order"
+                )
             }
             Self::OnlyOne => "nothing else fits".to_owned(),
             Self::WinsWithout(finding) => {
@@ -233,7 +235,9 @@ impl Finding {
                 format!("{placed} de {wanted} tienen sitio: {reason}")
             }
             Self::Risk { instance, node, message } => {
-                format!("{instance} en {node} puede no arrancar, en el extremo pesimista: {message}")
+                format!(
+                    "{instance} en {node} puede no arrancar, en el extremo pesimista: {message}"
+                )
             }
             Self::Note { instance, note } => format!("{instance}: {note}"),
             Self::RunsButWouldNotStart { instance, message } => format!(
@@ -241,7 +245,9 @@ impl Finding {
                  acabarían con: {message}"
             ),
             Self::Left { gpu, bytes, low } => {
-                format!("en la GPU más llena, {gpu}, quedan {bytes} ({low} en el extremo pesimista)")
+                format!(
+                    "en la GPU más llena, {gpu}, quedan {bytes} ({low} en el extremo pesimista)"
+                )
             }
             Self::LeftTooLittle { bytes, wanted } => {
                 format!("quedan {bytes} en la GPU más llena, y deben quedar libres {wanted}")
@@ -268,20 +274,81 @@ impl Finding {
             Self::Restarts(1) => "se reinicia una instancia".to_owned(),
             Self::Restarts(count) => format!("se reinician {count} instancias"),
             Self::OtherWeights { model, form } => {
-                format!("{model} funciona como {form}: compruebe sus respuestas antes de confiar en ellas")
+                format!(
+                    "{model} funciona como {form}: compruebe sus respuestas antes de confiar en ellas"
+                )
             }
             Self::OtherEngine { engine } => format!("hay que instalar y vigilar también {engine}"),
             Self::Divided { model, parts } => {
-                format!("{model} se divide en {parts} despliegues entre los que se reparten las peticiones")
+                format!(
+                    "{model} se divide en {parts} despliegues entre los que se reparten las peticiones"
+                )
             }
             Self::Shared { gpus } => format!(
                 "varios motores comparten {gpus} GPU y deben arrancar uno tras otro, en este orden"
             ),
             Self::OnlyOne => "no cabe nada más".to_owned(),
-            Self::WinsWithout(finding) => format!("ganaría si no fuera por esto: {}", finding.spanish()),
-            Self::WinsBy { part, model } => {
-                format!("ganaría si conservara el {} de los tokens por segundo de {model}", percent(*part))
+            Self::WinsWithout(finding) => {
+                format!("ganaría si no fuera por esto: {}", finding.spanish())
             }
+            Self::WinsBy { part, model } => {
+                format!(
+                    "ganaría si conservara el {} de los tokens por segundo de {model}",
+                    percent(*part)
+                )
+            }
+        }
+    }
+}
+
+/// A verdict as a word.
+pub fn verdict(verdict: StrategyVerdict, language: Language) -> &'static str {
+    match (verdict, language) {
+        (StrategyVerdict::Fits, Language::English) => "fits",
+        (StrategyVerdict::Fits, Language::Spanish) => "cabe",
+        (StrategyVerdict::Tight, Language::English) => "tight",
+        (StrategyVerdict::Tight, Language::Spanish) => "justo",
+        (StrategyVerdict::Impossible, Language::English) => "impossible",
+        (StrategyVerdict::Impossible, Language::Spanish) => "imposible",
+    }
+}
+
+/// Headings in Spanish, by their English.
+const HEADINGS: &[(&str, &str)] = &[
+    ("GPU", "GPU"),
+    ("after", "después"),
+    ("before", "antes"),
+    ("has", "tiene"),
+    ("instances", "instancias"),
+    ("kept", "conserva"),
+    ("left", "queda"),
+    ("model", "modelo"),
+    ("new tokens", "tokens nuevos"),
+    ("nothing fits", "no cabe nada"),
+    ("planned", "previsto"),
+    ("recommended", "recomendada"),
+    ("requests", "peticiones"),
+    ("restarts", "reinicios"),
+    ("runner-up", "segunda"),
+    ("speed", "tokens/s"),
+    ("strategy", "estrategia"),
+    ("tokens", "tokens"),
+    ("verdict", "veredicto"),
+];
+
+/// A heading or a fixed sentence.
+pub fn heading(english: &'static str, language: Language) -> &'static str {
+    const SPEEDS: (&str, &str) = (
+        "tokens a second are from a roofline that no measurement was fitted to: within a half either way",
+        "los tokens por segundo vienen de un modelo roofline sin calibrar: con un margen de la mitad",
+    );
+    match (english, language) {
+        ("speeds", Language::English) => SPEEDS.0,
+        ("speeds", Language::Spanish) => SPEEDS.1,
+        ("speed", Language::English) => "tokens/s",
+        (other, Language::English) => other,
+        (other, Language::Spanish) => {
+            HEADINGS.iter().find(|(known, _)| *known == other).map_or(other, |(_, spanish)| spanish)
         }
     }
 }

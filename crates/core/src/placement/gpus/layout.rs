@@ -331,10 +331,9 @@ impl<'a> Filler<'a> {
                 let window = free.get(first..first + count);
                 let least = window.and_then(|window| window.iter().min()).copied();
                 // An instance beside another of its own deployment is never what a replica is for.
-                let doubles = filling
-                    .holds
-                    .iter()
-                    .any(|(held, at, _)| *held == index && *at < first + count && first < *at + count);
+                let doubles = filling.holds.iter().any(|(held, at, _)| {
+                    *held == index && *at < first + count && first < *at + count
+                });
                 if !doubles && !free.is_empty() {
                     places.push((here, std::cmp::Reverse(least.unwrap_or_default()), node, first));
                 }

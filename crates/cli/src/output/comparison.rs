@@ -1,0 +1,107 @@
+//! Strategies side by side, for a terminal.
+
+use berth_core::strategy::report::{Comparison, ModelReport, StrategyReport, StrategyVerdict};
+use berth_core::strategy::words::Finding;
+use berth_core::strategy::{Language, words};
+
+use super::{row, table};
+
+/// All strategies: a table first, then why, then what is recommended.
+pub(crate) fn all(compared: &Comparison, language: Language) -> String {
+    let text = |key| words::heading(key, language);
+    let mut out = Vec::new();
+    let models: Vec<&str> = compared
+        .today
+        .iter()
+        .flat_map(|today| &today.models)
+        .map(|model| model.name.as_str())
+        .collect();
+    let mut head = row([text("strategy"), text("verdict"), text("left")]);
+    head.extend(models.iter().map(|model| format!("{model} {}", text("kept"))));
+    head.extend(row([text("new tokens"), text("restarts")]));
+    let mut rows = vec![head];
+    rows.extend(compared.strategies.iter().map(|one| strategy_row(one, &models, language)));
+    out.push(table(&rows));
+    for one in &compared.strategies {
+        out.push(String::new());
+        out.push(one_strategy(one, language));
+    }
+    out.push(String::new());
+    match &compared.recommended {
+        Some(name) => {
+            out.push(format!("{}: {name}", text("recommended")));
+            out.extend(compared.reasons.iter().map(|reason| format!("  {}", reason.say(language))));
+        }
+        None => out.push(text("nothing fits").to_owned()),
+    }
+    if let Some(name) = &compared.runner_up {
+        out.push(format!("{}: {name}", text("runner-up")));
+        out.extend(
+            compared.runner_up_wins.iter().map(|reason| format!("  {}", reason.say(language))),
+        );
+    }
+    out.push(format!("\n{}", text("speeds")));
+    out.join("\n")
+}
+
+fn strategy_row(one: &StrategyReport, models: &[&str], language: Language) -> Vec<String> {
+    let left = one.worst.as_ref().filter(|_| one.verdict != StrategyVerdict::Impossible);
+    let left = left.map_or("-".to_owned(), |worst| worst.headroom_bytes.to_string());
+    let mut cells = vec![one.name.clone(), words::verdict(one.verdict, language).to_owned(), left];
+    let find = |name: &str| one.models.iter().find(|model| model.name == name);
+    cells.extend(models.iter().map(|name| {
+        let kept = find(name).and_then(|model| model.capacity);
+        kept.map_or("-".to_owned(), |kept| format!("{:.0} %", kept * 100.0))
+    }));
+    let newcomers = one.models.iter().filter(|model| !models.contains(&model.name.as_str()));
+    let tokens: u64 = newcomers.map(|model| model.kv_cache_tokens).sum();
+    cells.push(if tokens > 0 { tokens.to_string() } else { "-".to_owned() });
+    cells.push(one.restarts.to_string());
+    cells
+}
+
+fn one_strategy(one: &StrategyReport, language: Language) -> String {
+    let title = one.title.as_deref().unwrap_or_default();
+    let mut lines =
+        vec![format!("{} ({}): {title}", one.name, words::verdict(one.verdict, language))];
+    let findings = one.reasons.iter().chain(one.written.iter().map(|written| &written.finding));
+    let findings = findings.chain(&one.complexity);
+    lines.extend(findings.map(|finding: &Finding| format!("  - {}", finding.say(language))));
+    lines.join("\n")
+}
+
+/// One strategy in full: the verdict and why, then every model, then every GPU.
+pub(crate) fn one(report: &StrategyReport, language: Language) -> String {
+    let text = |key| words::heading(key, language);
+    let mut out = vec![one_strategy(report, language), String::new()];
+    let head = ["model", "instances", "tokens", "requests", "speed"].map(text);
+    let mut rows = vec![row(head)];
+    rows.extend(report.models.iter().map(model_row));
+    out.extend([table(&rows), String::new()]);
+    let mut rows = vec![row(["GPU", text("has"), text("planned"), text("left"), ""])];
+    for gpu in &report.gpus {
+        let shares =
+            gpu.instances.iter().map(|share| format!("{} {}", share.instance, share.bytes));
+        rows.push(vec![
+            format!("{} {}", gpu.node, gpu.gpu),
+            gpu.total_bytes.to_string(),
+            gpu.planned_bytes.to_string(),
+            gpu.headroom_bytes.to_string(),
+            shares.collect::<Vec<_>>().join(" + "),
+        ]);
+    }
+    out.push(table(&rows));
+    out.push(format!("\n{}", text("speeds")));
+    out.join("\n")
+}
+
+fn model_row(model: &ModelReport) -> Vec<String> {
+    let speed = model.tokens_per_second;
+    vec![
+        model.name.clone(),
+        model.instances.to_string(),
+        model.kv_cache_tokens.to_string(),
+        format!("{:.1}", model.max_concurrency),
+        format!("{:.0} ({:.0} .. {:.0})", speed.mid, speed.low, speed.high),
+    ]
+}

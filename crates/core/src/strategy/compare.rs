@@ -1,0 +1,153 @@
+//! All strategies side by side, and the one that is recommended.
+
+use super::evaluate::{Candidate, Cluster, Today, evaluate};
+use super::find;
+use super::report::{Comparison, StrategyReport, StrategyVerdict};
+use super::words::Finding;
+use crate::placement::PlanError;
+use crate::spec::{Spec, Strategy};
+
+/// Evaluates what runs today, the spec's own strategies, and those that are found.
+///
+/// # Errors
+/// Where nothing is known of a model.
+pub fn compare(spec: &Spec, cluster: &Cluster<'_>) -> Result<Comparison, PlanError> {
+    let today = today(spec, cluster)?;
+    let before = today.as_ref().map(Today::new).unwrap_or_default();
+    let mut strategies = Vec::new();
+    for strategy in &spec.strategies {
+        strategies.push(evaluate(cluster, &candidate(strategy, false), &before)?);
+    }
+    let mut found_models = cluster.found.clone();
+    for strategy in find::find(spec, cluster) {
+        found_models.assume(&strategy.spec.deployments);
+        let cluster = Cluster { found: &found_models, ..*cluster };
+        strategies.push(evaluate(&cluster, &candidate(&strategy, true), &before)?);
+    }
+    Ok(recommend(strategies, today))
+}
+
+fn candidate(strategy: &Strategy, is_found: bool) -> Candidate<'_> {
+    Candidate {
+        name: &strategy.name,
+        title: strategy.title.as_deref(),
+        is_found,
+        written: strategy.written,
+        spec: &strategy.spec,
+    }
+}
+
+/// What runs today, as a strategy that changes nothing.
+pub fn today(spec: &Spec, cluster: &Cluster<'_>) -> Result<Option<StrategyReport>, PlanError> {
+    if spec.running.is_empty() {
+        return Ok(None);
+    }
+    let deployments = spec.running.iter().map(|running| running.deployment.clone()).collect();
+    let as_is = Spec { deployments, strategies: Vec::new(), ..spec.clone() };
+    let candidate =
+        Candidate { name: "today", title: None, is_found: false, written: None, spec: &as_is };
+    evaluate(cluster, &candidate, &Today::default()).map(Some)
+}
+
+/// What counts, the most important first; less is better.
+#[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
+struct Merit {
+    verdict: StrategyVerdict,
+    /// Requests a second that can't be served, of all models.
+    unserved: f64,
+    /// Models that run in another form than they were made in.
+    other_weights: usize,
+    /// What the model that loses most loses of today's capacity, in whole percent.
+    loss: f64,
+    restarts: u32,
+    complexity: usize,
+    /// What is left on the fullest GPU, negative.
+    tightness: f64,
+}
+
+impl Merit {
+    fn of(report: &StrategyReport) -> Self {
+        let is_other = |finding: &&Finding| matches!(finding, Finding::OtherWeights { .. });
+        let kept = report.models.iter().filter_map(|model| model.capacity).fold(1.0, f64::min);
+        Self {
+            verdict: report.verdict,
+            unserved: report.models.iter().map(|model| model.unserved_requests_per_second).sum(),
+            other_weights: report.complexity.iter().filter(is_other).count(),
+            loss: ((1.0 - kept) * 100.0).round(),
+            restarts: report.restarts,
+            complexity: report.complexity.len(),
+            tightness: report
+                .worst
+                .as_ref()
+                .map_or(0.0, |worst| -(worst.headroom_bytes_low.0 as f64)),
+        }
+    }
+}
+
+fn recommend(strategies: Vec<StrategyReport>, today: Option<StrategyReport>) -> Comparison {
+    let mut order: Vec<(Merit, usize)> =
+        strategies.iter().enumerate().map(|(at, report)| (Merit::of(report), at)).collect();
+    order.retain(|(merit, _)| merit.verdict != StrategyVerdict::Impossible);
+    order.sort_by(|a, b| a.partial_cmp(b).unwrap_or(std::cmp::Ordering::Equal));
+    let at = |place: usize| order.get(place).map(|(_, at)| &strategies[*at]);
+    let (best, second) = (at(0), at(1));
+    Comparison {
+        plan_digest: best.map(|best| best.plan_digest.clone()),
+        recommended: best.map(|best| best.name.clone()),
+        reasons: best.map(|best| why(best, second)).unwrap_or_default(),
+        runner_up: second.map(|second| second.name.clone()),
+        runner_up_wins: best
+            .zip(second)
+            .map(|(best, second)| wins(best, second))
+            .unwrap_or_default(),
+        today,
+        strategies,
+    }
+}
+
+fn why(best: &StrategyReport, second: Option<&StrategyReport>) -> Vec<Finding> {
+    let mut reasons = best.reasons.clone();
+    let capacities = best.models.iter();
+    reasons.extend(capacities.filter_map(|model| {
+        Some(Finding::Capacity { model: model.name.clone(), part: model.capacity? })
+    }));
+    reasons.push(Finding::Restarts(best.restarts));
+    if second.is_none() {
+        reasons.push(Finding::OnlyOne);
+    }
+    reasons
+}
+
+/// What stands between the next best and the first place: the first thing in which it is behind.
+fn wins(best: &StrategyReport, second: &StrategyReport) -> Vec<Finding> {
+    let (ours, theirs) = (Merit::of(best), Merit::of(second));
+    let without = |finding: &Finding| vec![Finding::WinsWithout(Box::new(finding.clone()))];
+    match () {
+        () if theirs.verdict > ours.verdict => {
+            let risks = |finding: &&Finding| {
+                matches!(
+                    finding,
+                    Finding::Risk { .. } | Finding::Note { .. } | Finding::LeftTooLittle { .. }
+                )
+            };
+            second.reasons.iter().find(risks).map(without).unwrap_or_default()
+        }
+        () if theirs.other_weights > ours.other_weights => {
+            let other = |finding: &&Finding| matches!(finding, Finding::OtherWeights { .. });
+            second.complexity.iter().find(other).map(without).unwrap_or_default()
+        }
+        () if theirs.loss > ours.loss => {
+            let least = second.models.iter().filter(|model| model.capacity.is_some());
+            let least = least.min_by(|a, b| {
+                a.capacity.partial_cmp(&b.capacity).unwrap_or(std::cmp::Ordering::Equal)
+            });
+            let part = 1.0 - ours.loss / 100.0;
+            least
+                .map(|model| Finding::WinsBy { part, model: model.name.clone() })
+                .into_iter()
+                .collect()
+        }
+        () if theirs.restarts > ours.restarts => without(&Finding::Restarts(second.restarts)),
+        () => second.complexity.first().map(without).unwrap_or_default(),
+    }
+}

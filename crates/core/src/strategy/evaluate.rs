@@ -1,0 +1,451 @@
+//! What becomes of one strategy, on every GPU.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::report::{
+    GpuReport, GpuShare, ModelReport, StrategyReport, StrategyVerdict, Worst, WrittenBeside,
+};
+use super::words::Finding;
+use crate::digest::Digest;
+use crate::inventory::Node;
+use crate::memory::vllm::search::Question;
+use crate::memory::vllm::tenancy::{SharedGpu, Sharing};
+use crate::memory::vllm::{Engine, Gpu};
+use crate::perf::{Constants, Estimate, Speed};
+use crate::placement::gpus::{
+    Layout, NodeLayout, Prepared, Seat, lay_out, pace, prepare, prepared::arguments,
+};
+use crate::placement::{Facts, Found, PlanError};
+use crate::spec::{EngineKind, Running, Spec, Written};
+use crate::units::Bytes;
+
+/// Reading weights and making graphs, where nothing was measured: bytes a second from disk, and
+/// seconds for all else.
+const READING: f64 = 1e9;
+const BESIDES: f64 = 45.0;
+const CAPTURE: f64 = 60.0;
+
+/// What all strategies are tried on.
+#[derive(Clone, Copy, Debug)]
+pub struct Cluster<'a> {
+    /// The machines, where a strategy doesn't bring its own.
+    pub nodes: &'a [Node],
+    /// The models.
+    pub found: &'a Found,
+    /// vLLM, with what was measured.
+    pub engine: Engine<'a>,
+    /// What speeds are reckoned with.
+    pub constants: &'a Constants,
+}
+
+/// A strategy to try.
+#[derive(Clone, Copy, Debug)]
+pub struct Candidate<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// What it is, in a line.
+    pub title: Option<&'a str>,
+    /// Whether berth found it.
+    pub is_found: bool,
+    /// What somebody else reckoned.
+    pub written: Option<Written>,
+    /// The whole spec with it.
+    pub spec: &'a Spec,
+}
+
+/// What runs today, to compare with: of each model its smallest cache and its tokens a second.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Today {
+    models: BTreeMap<String, (u64, Estimate)>,
+}
+
+impl Today {
+    /// What a report of today's instances says.
+    pub fn new(report: &StrategyReport) -> Self {
+        let of = |model: &ModelReport| {
+            (model.name.clone(), (model.smallest_kv_cache_tokens, model.tokens_per_second))
+        };
+        Self { models: report.models.iter().map(of).collect() }
+    }
+}
+
+/// A strategy, laid out.
+pub(super) struct Trial<'a> {
+    pub(super) nodes: &'a [Node],
+    pub(super) gpus: &'a [Vec<Gpu>],
+    pub(super) wanted: &'a [Prepared<'a>],
+    pub(super) layout: &'a Layout,
+    spec: &'a Spec,
+    running: &'a [(&'a Running, Prepared<'a>)],
+    cluster: &'a Cluster<'a>,
+}
+
+/// Lays a strategy out, and says what becomes of it.
+///
+/// # Errors
+/// Where nothing is known of a model.
+pub fn evaluate(
+    cluster: &Cluster<'_>,
+    candidate: &Candidate<'_>,
+    today: &Today,
+) -> Result<StrategyReport, PlanError> {
+    let spec = candidate.spec;
+    let nodes = nodes(cluster, spec);
+    let gpus = gpus(nodes);
+    let wanted = spec.deployments.iter().map(|one| prepare(one, cluster.found));
+    let wanted: Vec<Prepared<'_>> = wanted.collect::<Result<_, _>>()?;
+    let running = spec.running.iter();
+    let running: Vec<_> = running
+        .map(|one| Ok((one, prepare(&one.deployment, cluster.found)?)))
+        .collect::<Result<_, PlanError>>()?;
+    let layout = lay_out(&wanted, &running, nodes, &gpus, &cluster.engine);
+    let trial = Trial {
+        nodes,
+        gpus: &gpus,
+        wanted: &wanted,
+        layout: &layout,
+        spec,
+        running: &running,
+        cluster,
+    };
+    Ok(trial.report(candidate, today))
+}
+
+/// The machines of a strategy.
+pub(super) fn nodes<'a>(cluster: &Cluster<'a>, spec: &'a Spec) -> &'a [Node] {
+    match spec.cluster.nodes.as_slice() {
+        [] => cluster.nodes,
+        planned => planned,
+    }
+}
+
+/// The GPUs of each node.
+pub(super) fn gpus(nodes: &[Node]) -> Vec<Vec<Gpu>> {
+    nodes.iter().map(|node| node.devices.iter().filter_map(Gpu::of_device).collect()).collect()
+}
+
+/// What shall stay free of a GPU.
+pub(super) fn kept_free(spec: &Spec, total: Bytes) -> Bytes {
+    spec.cluster.headroom.unwrap_or(Bytes(total.0 / 100 * 3))
+}
+
+fn left(gpu: &SharedGpu) -> Bytes {
+    gpu.total - gpu.used().max(gpu.peak)
+}
+
+impl Trial<'_> {
+    fn report(&self, candidate: &Candidate<'_>, today: &Today) -> StrategyReport {
+        let worst = self.worst();
+        let complexity = self.complexity();
+        let (verdict, mut reasons) = self.verdict(worst.as_ref());
+        let models = self.models(today);
+        reasons.extend(models.iter().filter_map(|model| {
+            let (tokens, _) = today.models.get(&model.name)?;
+            let smallest = model.smallest_kv_cache_tokens;
+            (model.instances > 0 && smallest < *tokens).then(|| Finding::CacheKept {
+                model: model.name.clone(),
+                tokens: smallest,
+                today: *tokens,
+            })
+        }));
+        StrategyReport {
+            name: candidate.name.to_owned(),
+            title: candidate.title.map(str::to_owned),
+            is_found: candidate.is_found,
+            verdict,
+            reasons,
+            written: candidate.written.and_then(|written| self.beside(written)),
+            gpus: self.gpu_reports(),
+            worst,
+            models,
+            restarts: self.layout.stopped.len() as u32,
+            restart_seconds: self.restart_seconds(),
+            complexity,
+            plan_digest: self.digest(),
+            solver: None,
+        }
+    }
+
+    fn digest(&self) -> Digest {
+        let seats = self.layout.seats.iter().map(|seat| {
+            let deployment = self.wanted[seat.deployment].deployment;
+            (&seat.id, &self.nodes[seat.node].name, seat.first_gpu, seat.gpus, deployment)
+        });
+        Digest::of(&seats.collect::<Vec<_>>())
+    }
+
+    fn gpu_index(&self, node: usize, gpu: usize) -> Option<&crate::inventory::DeviceId> {
+        let devices = self.nodes[node].devices.iter();
+        devices.filter(|device| Gpu::of_device(device).is_some()).nth(gpu).map(|device| &device.id)
+    }
+
+    /// Nodes on which anything changes; all where nothing does.
+    fn changed(&self) -> BTreeSet<usize> {
+        let started = self.layout.seats.iter().filter(|seat| !seat.is_kept).map(|seat| seat.node);
+        let stopped = self.layout.stopped.iter().map(|(_, node)| *node);
+        let changed: BTreeSet<usize> = started.chain(stopped).collect();
+        if changed.is_empty() { (0..self.nodes.len()).collect() } else { changed }
+    }
+
+    fn worst(&self) -> Option<Worst> {
+        let of = |node: usize| {
+            let NodeLayout { likely, high } = &self.layout.nodes[node];
+            likely.iter().zip(high).enumerate().filter_map(move |(index, (likely, high))| {
+                let taken = !likely.engines.is_empty();
+                taken.then(|| (left(likely), left(high), node, index))
+            })
+        };
+        let (bytes, low, node, gpu) = self.changed().into_iter().flat_map(of).min()?;
+        Some(Worst {
+            node: self.nodes[node].name.clone(),
+            gpu: self.gpu_index(node, gpu)?.clone(),
+            headroom_bytes: bytes,
+            headroom_bytes_low: low,
+        })
+    }
+
+    fn verdict(&self, worst: Option<&Worst>) -> (StrategyVerdict, Vec<Finding>) {
+        let layout = self.layout;
+        let mut reasons: Vec<Finding> = layout
+            .missing
+            .iter()
+            .map(|missing| Finding::NoPlace {
+                placed: missing.placed,
+                wanted: missing.wanted,
+                reason: missing.reason.clone(),
+            })
+            .collect();
+        let mut verdict = StrategyVerdict::Fits;
+        for seat in self.first_of_each() {
+            let (instance, node) = (seat.id.to_string(), self.nodes[seat.node].name.clone());
+            if let Some(message) = &seat.risk {
+                verdict = StrategyVerdict::Tight;
+                reasons.push(Finding::Risk {
+                    instance: instance.clone(),
+                    node,
+                    message: message.clone(),
+                });
+            }
+            if let Some(note) = &seat.started.note {
+                verdict = StrategyVerdict::Tight;
+                reasons.push(Finding::Note { instance: instance.clone(), note: note.clone() });
+            }
+            if let Some(message) = seat.started.message.as_ref().filter(|_| seat.is_kept) {
+                reasons.push(Finding::RunsButWouldNotStart { instance, message: message.clone() });
+            }
+        }
+        if let Some(worst) = worst {
+            let total = self.gpus.iter().flatten().map(|gpu| gpu.total).max().unwrap_or_default();
+            let wanted = kept_free(self.spec, total);
+            if worst.headroom_bytes < wanted {
+                verdict = StrategyVerdict::Tight;
+                reasons.push(Finding::LeftTooLittle { bytes: worst.headroom_bytes, wanted });
+            }
+            if layout.missing.is_empty() {
+                reasons.push(Finding::Left {
+                    gpu: format!("{} {}", worst.node, worst.gpu),
+                    bytes: worst.headroom_bytes,
+                    low: worst.headroom_bytes_low,
+                });
+            }
+        }
+        if !layout.missing.is_empty() {
+            verdict = StrategyVerdict::Impossible;
+        }
+        (verdict, reasons)
+    }
+
+    /// One instance of each deployment, kept and new ones apart.
+    fn first_of_each(&self) -> Vec<&Seat> {
+        let mut seen = BTreeSet::new();
+        let seats = self.layout.seats.iter();
+        seats.filter(|seat| seen.insert((seat.deployment, seat.is_kept))).collect()
+    }
+
+    fn gpu_reports(&self) -> Vec<GpuReport> {
+        let mut reports = Vec::new();
+        for (node, layout) in self.layout.nodes.iter().enumerate() {
+            for (index, gpu) in layout.likely.iter().enumerate() {
+                let Some(id) = self.gpu_index(node, index) else { continue };
+                let share = |(instance, bytes): &(String, Bytes)| GpuShare {
+                    model: self.model_of(instance),
+                    instance: instance.clone(),
+                    bytes: *bytes,
+                };
+                reports.push(GpuReport {
+                    node: self.nodes[node].name.clone(),
+                    gpu: id.clone(),
+                    total_bytes: gpu.total,
+                    planned_bytes: gpu.used(),
+                    headroom_bytes: left(gpu),
+                    instances: gpu.engines.iter().map(share).collect(),
+                });
+            }
+        }
+        reports
+    }
+
+    fn model_of(&self, instance: &str) -> String {
+        let seat = self.layout.seats.iter().find(|seat| seat.id.0 == instance);
+        seat.map_or_else(String::new, |seat| self.wanted[seat.deployment].deployment.model.clone())
+    }
+
+    fn speed(&self, seat: &Seat) -> Speed {
+        let kind = self.gpus[seat.node].get(seat.first_gpu).and_then(|gpu| gpu.kind);
+        let wanted = &self.wanted[seat.deployment];
+        pace::speed(seat, self.layout, wanted, kind, self.cluster.constants).unwrap_or_default()
+    }
+
+    fn models(&self, today: &Today) -> Vec<ModelReport> {
+        let mut models: BTreeMap<&str, ModelReport> = BTreeMap::new();
+        let mut served: BTreeMap<&str, f64> = BTreeMap::new();
+        let names = self.wanted.iter().map(|wanted| wanted.deployment.model.as_str());
+        let runs = self.running.iter().map(|(running, _)| running.deployment.model.as_str());
+        for name in names.chain(runs) {
+            let empty = ModelReport {
+                name: name.to_owned(),
+                instances: 0,
+                kv_cache_tokens: 0,
+                max_concurrency: 0.0,
+                smallest_kv_cache_tokens: 0,
+                tokens_per_second: Estimate::default(),
+                capacity: None,
+                unserved_requests_per_second: 0.0,
+            };
+            models.insert(name, empty);
+        }
+        for seat in &self.layout.seats {
+            let name = self.wanted[seat.deployment].deployment.model.as_str();
+            let Some(model) = models.get_mut(name) else { continue };
+            let (tokens, speed) = (seat.started.cache_tokens, self.speed(seat));
+            model.smallest_kv_cache_tokens = match model.instances {
+                0 => tokens,
+                _ => model.smallest_kv_cache_tokens.min(tokens),
+            };
+            model.instances += 1;
+            model.kv_cache_tokens += tokens;
+            model.max_concurrency += seat.started.max_concurrency;
+            model.tokens_per_second = model.tokens_per_second.plus(speed.tokens_per_second);
+            *served.entry(name).or_default() += speed.requests_per_second;
+        }
+        for (name, model) in &mut models {
+            let before = today.models.get(*name).map(|(_, speed)| speed.mid);
+            let before = before.filter(|speed| *speed > 0.0);
+            model.capacity = before.map(|before| model.tokens_per_second.mid / before);
+            let demands = self.wanted.iter().filter(|wanted| wanted.deployment.model == **name);
+            let demand = demands.filter_map(|wanted| wanted.deployment.demand).next();
+            let asked = demand.map_or(0.0, |demand| demand.requests_per_second);
+            let got = served.get(name).copied().unwrap_or(0.0);
+            model.unserved_requests_per_second = (asked - got).max(0.0);
+        }
+        models.into_values().collect()
+    }
+
+    /// Starts on a node come one after the other; nodes work at the same time.
+    fn restart_seconds(&self) -> Estimate {
+        let touched: BTreeSet<usize> = self.layout.stopped.iter().map(|(_, node)| *node).collect();
+        let seconds = |seat: &Seat| {
+            let each = seat.started.weights.0 as f64 / seat.gpus.max(1) as f64;
+            let vllm = seat.started.vllm.as_ref();
+            let captures = vllm
+                .is_some_and(|fit| fit.stages.iter().any(|stage| stage.cuda_graphs > Bytes::ZERO));
+            each / READING + BESIDES + if captures { CAPTURE } else { 0.0 }
+        };
+        let on = |node: usize| -> f64 {
+            let seats = self.layout.seats.iter();
+            seats.filter(|seat| seat.node == node && !seat.is_kept).map(seconds).sum()
+        };
+        let longest = touched.into_iter().map(on).fold(0.0, f64::max);
+        Estimate { low: longest / 2.0, mid: longest, high: longest * 2.0 }
+    }
+
+    fn complexity(&self) -> Vec<Finding> {
+        let mut found = Vec::new();
+        let shared = self.layout.nodes.iter().flat_map(|node| &node.likely);
+        let shared = shared.filter(|gpu| gpu.engines.len() > 1).count();
+        if shared > 0 {
+            found.push(Finding::Shared { gpus: shared });
+        }
+        let mut engines: BTreeSet<EngineKind> =
+            self.running.iter().map(|(running, _)| running.deployment.engine).collect();
+        let mut parts: BTreeMap<&str, usize> = BTreeMap::new();
+        for Prepared { deployment, .. } in self.wanted {
+            *parts.entry(&deployment.model).or_default() += 1;
+            if !self.running.is_empty() && engines.insert(deployment.engine) {
+                let engine = deployment.engine.as_str().to_owned();
+                found.push(Finding::OtherEngine { engine });
+            }
+            let assumed = deployment.facts.as_ref().map(|facts| facts.tensor_type.clone());
+            let quantised = deployment.flags.get("quantization").map(|how| match how {
+                crate::spec::FlagValue::Text(how) => how.clone(),
+                _ => "quantised".to_owned(),
+            });
+            if let Some(form) = assumed.or(quantised) {
+                found.push(Finding::OtherWeights { model: deployment.model.clone(), form });
+            }
+        }
+        let divided = parts.into_iter().filter(|(_, parts)| *parts > 1);
+        found.extend(
+            divided.map(|(model, parts)| Finding::Divided { model: model.to_owned(), parts }),
+        );
+        found
+    }
+
+    /// A sum that was written down beside what is really there, before the newcomer.
+    fn beside(&self, written: Written) -> Option<WrittenBeside> {
+        let runs: BTreeSet<&str> =
+            self.running.iter().map(|(running, _)| running.deployment.model.as_str()).collect();
+        let newcomer =
+            self.wanted.iter().find(|one| !runs.contains(one.deployment.model.as_str()))?;
+        let node = self.nodes.iter().position(|node| newcomer.deployment.nodes.matches(node))?;
+        let gpus = &self.layout.nodes[node].likely;
+        let residents = |gpu: &SharedGpu| -> Bytes {
+            let engines = gpu.engines.iter();
+            let others =
+                engines.filter(|(name, _)| self.model_of(name) != newcomer.deployment.model);
+            others.map(|(_, bytes)| *bytes).sum::<Bytes>() + gpu.foreign
+        };
+        let free: Vec<Bytes> = gpus.iter().map(|gpu| gpu.total - residents(gpu)).collect();
+        let free_gb = free.iter().map(|bytes| bytes.0 as f64 / 1e9).sum();
+        let one = free.iter().copied().max().unwrap_or_default();
+        let needed = self.needs(newcomer, node);
+        let missing = &self.layout.missing;
+        let is_placed = !missing
+            .iter()
+            .any(|one| self.wanted[one.deployment].deployment.model == newcomer.deployment.model);
+        let reckoned = written.free_gb.or(written.margin_gb).unwrap_or_default();
+        let finding = match is_placed && needed.is_none_or(|needed| needed <= one) {
+            true => Finding::SumHolds { written_gb: reckoned, gb: free_gb },
+            false => Finding::SummedUp { written_gb: reckoned, gpus: free.len(), one, needed },
+        };
+        Some(WrittenBeside {
+            written,
+            node: self.nodes[node].name.clone(),
+            free_gb,
+            free_bytes_of_one_gpu: one,
+            needed_bytes_of_one_gpu: needed,
+            finding,
+        })
+    }
+
+    /// What a deployment needs of each GPU of an empty node to serve one request of its longest
+    /// length.
+    fn needs(&self, wanted: &Prepared<'_>, node: usize) -> Option<Bytes> {
+        let gpus = &self.gpus[node];
+        let count = wanted.gpus_of(gpus.len());
+        let empty: Vec<Gpu> = gpus.iter().map(|gpu| gpu.with_others(Bytes::ZERO)).collect();
+        if let Facts::Transformer(model) = &wanted.located.facts {
+            let args = arguments(&wanted.deployment.flags);
+            let here = empty.get(..count)?;
+            let engine = self.cluster.engine;
+            let question = Question { model, args: &args, gpus: here, engine };
+            let tokens = args["max_model_len"].as_u64().unwrap_or(model.max_position);
+            let found = question.smallest_utilization(1, tokens)?;
+            return found.fit.stages.iter().map(|stage| stage.peak).max();
+        }
+        let mut sharing = Sharing::new(&empty);
+        let name = &wanted.deployment.name;
+        let started = wanted.start(name, 0, &empty, &mut sharing, &self.cluster.engine);
+        started.bytes.into_iter().max()
+    }
+}
