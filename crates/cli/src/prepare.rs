@@ -8,7 +8,7 @@ use berth_cluster::local::{self, StateDir};
 use berth_control::Journal;
 use berth_core::placement::{self, Found, LocatedModel, Planned};
 use berth_core::spec::error::nearest;
-use berth_core::spec::{Deployment, EngineKind, Spec};
+use berth_core::spec::{Deployment, EngineKind, Spec, Strategy};
 use berth_core::{Inventory, Plan};
 use berth_engines::binary;
 use berth_engines::source::{self, ConfigSourceError, Hub};
@@ -43,10 +43,18 @@ pub(crate) fn spec(file: &Path) -> Result<Spec, Failure> {
 /// The spec with a strategy laid over it.
 pub(crate) fn with_strategy(spec: Spec, strategy: Option<&str>) -> Result<Spec, Failure> {
     let Some(name) = strategy else { return Ok(spec) };
-    let names: Vec<&str> = spec.strategies.iter().map(|one| one.name.as_str()).collect();
-    if let Some(found) = spec.strategies.iter().find(|one| one.name == name) {
-        return Ok(found.spec.clone());
+    strategy_of(&spec.strategies, name).map(|found| found.spec.clone())
+}
+
+/// The strategy of a name.
+pub(crate) fn strategy_of<'a>(
+    strategies: &'a [Strategy],
+    name: &str,
+) -> Result<&'a Strategy, Failure> {
+    if let Some(found) = strategies.iter().find(|one| one.name == name) {
+        return Ok(found);
     }
+    let names: Vec<&str> = strategies.iter().map(|one| one.name.as_str()).collect();
     let hint = match nearest(name, names.iter().copied()) {
         Some(near) => format!("did you mean `{near}`?"),
         None if names.is_empty() => "add a section [strategies.NAME] to the spec".to_owned(),

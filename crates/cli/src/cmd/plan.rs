@@ -46,16 +46,20 @@ fn on_a_cluster(state: &Path, spec: Spec, args: &ComparingArgs) -> Result<ExitCo
     }
     let today = compare::today(&spec, &cluster).map_err(Failure::bad_spec)?;
     let today = today.as_ref().map(Today::new).unwrap_or_default();
-    let strategy = args.plan.strategy.as_deref();
-    let spec = prepare::with_strategy(spec.clone(), strategy)?;
-    let candidate = Candidate {
-        name: strategy.unwrap_or("as written"),
-        title: None,
-        is_found: false,
-        written: None,
-        spec: &spec,
+    let report = match args.plan.strategy.as_deref() {
+        None => {
+            let (name, spec) = ("as written", &spec);
+            let candidate =
+                Candidate { name, title: None, is_found: false, written: None, toml: None, spec };
+            evaluate(&cluster, &candidate, &today)
+        }
+        Some(name) => {
+            let strategies = compare::all(&spec, &cluster);
+            let one = prepare::strategy_of(&strategies, name)?;
+            compare::evaluate_one(one, &cluster, &today)
+        }
     };
-    let report = evaluate(&cluster, &candidate, &today).map_err(Failure::bad_spec)?;
+    let report = report.map_err(Failure::bad_spec)?;
     match args.plan.json {
         true => output::json(&report)?,
         false => output::data(&comparison::one(&report, Language::English)),

@@ -10,6 +10,9 @@ use super::{row, table};
 pub(crate) fn all(compared: &Comparison, language: Language) -> String {
     let text = |key| words::heading(key, language);
     let mut out = Vec::new();
+    if let Some(today) = &compared.today {
+        out.extend([one_strategy(today, language), String::new()]);
+    }
     let models: Vec<&str> = compared
         .today
         .iter()
@@ -92,6 +95,9 @@ pub(crate) fn one(report: &StrategyReport, language: Language) -> String {
     }
     out.push(table(&rows));
     out.push(format!("\n{}", text("speeds")));
+    if let Some(toml) = &report.toml {
+        out.push(format!("\n{}\n{toml}", text("keep")));
+    }
     out.join("\n")
 }
 

@@ -79,6 +79,8 @@ pub struct Strategy {
     pub title: Option<String>,
     /// What somebody else reckoned for it.
     pub written: Option<Written>,
+    /// Its text, where it isn't in the spec's file.
+    pub toml: Option<String>,
     /// The whole spec with the change.
     pub spec: Spec,
 }
@@ -177,7 +179,13 @@ fn strategy(
         }
     }
     (spec.deployments, _) = deployment::deployments(&merged, &spec.cluster.nodes, problems);
-    Strategy { name: name.into_inner(), title: change.title, written: change.written, spec }
+    Strategy {
+        name: name.into_inner(),
+        title: change.title,
+        written: change.written,
+        toml: None,
+        spec,
+    }
 }
 
 fn cluster(raw: RawCluster, problems: &mut Problems<'_>) -> ClusterSpec {

@@ -14,25 +14,39 @@ use crate::spec::{Spec, Strategy};
 pub fn compare(spec: &Spec, cluster: &Cluster<'_>) -> Result<Comparison, PlanError> {
     let today = today(spec, cluster)?;
     let before = today.as_ref().map(Today::new).unwrap_or_default();
-    let mut strategies = Vec::new();
-    for strategy in &spec.strategies {
-        strategies.push(evaluate(cluster, &candidate(strategy, false), &before)?);
-    }
-    let mut found_models = cluster.found.clone();
-    for strategy in find::find(spec, cluster) {
-        found_models.assume(&strategy.spec.deployments);
-        let cluster = Cluster { found: &found_models, ..*cluster };
-        strategies.push(evaluate(&cluster, &candidate(&strategy, true), &before)?);
-    }
-    Ok(recommend(strategies, today))
+    let strategies = all(spec, cluster);
+    let reports = strategies.iter().map(|one| evaluate_one(one, cluster, &before));
+    Ok(recommend(reports.collect::<Result<_, _>>()?, today))
 }
 
-fn candidate(strategy: &Strategy, is_found: bool) -> Candidate<'_> {
+/// The spec's own strategies, and those that are found.
+pub fn all(spec: &Spec, cluster: &Cluster<'_>) -> Vec<Strategy> {
+    let mut strategies = spec.strategies.clone();
+    strategies.extend(find::find(spec, cluster));
+    strategies
+}
+
+/// Evaluates one of them.
+///
+/// # Errors
+/// Where nothing is known of a model.
+pub fn evaluate_one(
+    strategy: &Strategy,
+    cluster: &Cluster<'_>,
+    today: &Today,
+) -> Result<StrategyReport, PlanError> {
+    let mut found = cluster.found.clone();
+    found.assume(&strategy.spec.deployments);
+    evaluate(&Cluster { found: &found, ..*cluster }, &candidate(strategy), today)
+}
+
+fn candidate(strategy: &Strategy) -> Candidate<'_> {
     Candidate {
         name: &strategy.name,
         title: strategy.title.as_deref(),
-        is_found,
+        is_found: strategy.toml.is_some(),
         written: strategy.written,
+        toml: strategy.toml.as_deref(),
         spec: &strategy.spec,
     }
 }
@@ -44,8 +58,14 @@ pub fn today(spec: &Spec, cluster: &Cluster<'_>) -> Result<Option<StrategyReport
     }
     let deployments = spec.running.iter().map(|running| running.deployment.clone()).collect();
     let as_is = Spec { deployments, strategies: Vec::new(), ..spec.clone() };
-    let candidate =
-        Candidate { name: "today", title: None, is_found: false, written: None, spec: &as_is };
+    let candidate = Candidate {
+        name: "today",
+        title: None,
+        is_found: false,
+        written: None,
+        toml: None,
+        spec: &as_is,
+    };
     evaluate(cluster, &candidate, &Today::default()).map(Some)
 }
 

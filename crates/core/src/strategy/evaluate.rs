@@ -49,6 +49,8 @@ pub struct Candidate<'a> {
     pub is_found: bool,
     /// What somebody else reckoned.
     pub written: Option<Written>,
+    /// Its text, where it isn't in the spec's file.
+    pub toml: Option<&'a str>,
     /// The whole spec with it.
     pub spec: &'a Spec,
 }
@@ -157,6 +159,7 @@ impl Trial<'_> {
             written: candidate.written.and_then(|written| self.beside(written)),
             gpus: self.gpu_reports(),
             worst,
+            toml: candidate.toml.map(str::to_owned),
             models,
             restarts: self.layout.stopped.len() as u32,
             restart_seconds: self.restart_seconds(),
@@ -191,8 +194,13 @@ impl Trial<'_> {
         let of = |node: usize| {
             let NodeLayout { likely, high } = &self.layout.nodes[node];
             likely.iter().zip(high).enumerate().filter_map(move |(index, (likely, high))| {
+                // What may not start leaves nothing to rely on.
+                let is_risky = self.layout.seats.iter().any(|seat| {
+                    seat.node == node && seat.risk.is_some() && seat.range().contains(&index)
+                });
+                let low = if is_risky { Bytes::ZERO } else { left(high) };
                 let taken = !likely.engines.is_empty();
-                taken.then(|| (left(likely), left(high), node, index))
+                taken.then(|| (left(likely), low, node, index))
             })
         };
         let (bytes, low, node, gpu) = self.changed().into_iter().flat_map(of).min()?;
@@ -230,7 +238,9 @@ impl Trial<'_> {
                 verdict = StrategyVerdict::Tight;
                 reasons.push(Finding::Note { instance: instance.clone(), note: note.clone() });
             }
-            if let Some(message) = seat.started.message.as_ref().filter(|_| seat.is_kept) {
+            // Said of what runs today, and not again of every strategy that leaves it alone.
+            let message = seat.started.message.as_ref().filter(|_| self.changes_nothing());
+            if let Some(message) = message {
                 reasons.push(Finding::RunsButWouldNotStart { instance, message: message.clone() });
             }
         }
@@ -253,6 +263,11 @@ impl Trial<'_> {
             verdict = StrategyVerdict::Impossible;
         }
         (verdict, reasons)
+    }
+
+    fn changes_nothing(&self) -> bool {
+        let Layout { seats, missing, .. } = self.layout;
+        missing.is_empty() && seats.iter().all(|seat| seat.is_kept)
     }
 
     /// One instance of each deployment, kept and new ones apart.
@@ -414,9 +429,16 @@ impl Trial<'_> {
             .iter()
             .any(|one| self.wanted[one.deployment].deployment.model == newcomer.deployment.model);
         let reckoned = written.free_gb.or(written.margin_gb).unwrap_or_default();
-        let finding = match is_placed && needed.is_none_or(|needed| needed <= one) {
-            true => Finding::SumHolds { written_gb: reckoned, gb: free_gb },
-            false => Finding::SummedUp { written_gb: reckoned, gpus: free.len(), one, needed },
+        let refused = missing
+            .iter()
+            .find(|one| self.wanted[one.deployment].deployment.model != newcomer.deployment.model);
+        let finding = match refused {
+            Some(refused) => Finding::SumRestsOnRefused {
+                deployment: self.wanted[refused.deployment].deployment.name.clone(),
+                verdict: refused.verdict.as_str(),
+            },
+            None if is_placed => Finding::SumHolds { written_gb: reckoned, gb: free_gb },
+            None => Finding::SummedUp { written_gb: reckoned, gpus: free.len(), one, needed },
         };
         Some(WrittenBeside {
             written,

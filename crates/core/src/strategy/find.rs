@@ -41,10 +41,15 @@ struct Case<'a> {
 
 /// What is found for a spec. Names that the spec has already are left to it.
 pub fn find(spec: &Spec, cluster: &Cluster<'_>) -> Vec<Strategy> {
-    let text: String = cases(spec, cluster).iter().map(Case::strategies).collect();
-    let found = spec.with_strategies(&text).map(|spec| spec.strategies).unwrap_or_default();
-    let is_new = |one: &Strategy| !spec.strategies.iter().any(|known| known.name == one.name);
-    found.into_iter().filter(is_new).collect()
+    let texts: Vec<String> = cases(spec, cluster).iter().flat_map(Case::strategies).collect();
+    let parsed = spec.with_strategies(&texts.concat()).map(|spec| spec.strategies);
+    let mut found = parsed.unwrap_or_default();
+    found.retain(|one| !spec.strategies.iter().any(|known| known.name == one.name));
+    for one in &mut found {
+        let head = format!("\n[strategies.{}]\n", one.name);
+        one.toml = texts.iter().find(|text| text.starts_with(&head)).cloned();
+    }
+    found
 }
 
 /// Each model that is wanted and doesn't run, with what runs on the first machine where it may be.
@@ -90,8 +95,8 @@ struct Newcomer {
 }
 
 impl Case<'_> {
-    /// All strategies for it, as text.
-    fn strategies(&self) -> String {
+    /// All strategies for it, as texts.
+    fn strategies(&self) -> Vec<String> {
         let all = [
             self.fewer_sequences(),
             self.spread(None),

@@ -50,6 +50,8 @@ pub struct StrategyReport {
     pub title: Option<String>,
     /// Whether berth found it, rather than somebody who wrote it into the spec.
     pub is_found: bool,
+    /// Its text, to be put into the spec; none where it is there already.
+    pub toml: Option<String>,
     /// Whether it works.
     pub verdict: StrategyVerdict,
     /// Why, in bytes, with the engines' own words.

@@ -86,6 +86,13 @@ pub enum Finding {
         /// What it is.
         gb: f64,
     },
+    /// A sum that rests on an engine that doesn't start.
+    SumRestsOnRefused {
+        /// The deployment.
+        deployment: String,
+        /// What becomes of it.
+        verdict: &'static str,
+    },
     /// What an instance of a model keeps of its cache.
     CacheKept {
         /// The model.
@@ -197,6 +204,9 @@ impl Finding {
             Self::SumHolds { written_gb, gb } => {
                 format!("{written_gb:.2} GB were reckoned with, and there are {gb:.2} GB")
             }
+            Self::SumRestsOnRefused { deployment, verdict } => format!(
+                "the sum counts on {deployment}, which doesn't start ({verdict}): there is nothing to add up"
+            ),
             Self::CacheKept { model, tokens, today } => format!(
                 "the smallest cache of {model} holds {tokens} tokens, {} of today's {today}",
                 percent(*tokens as f64 / (*today).max(1) as f64)
@@ -263,6 +273,9 @@ impl Finding {
             Self::SumHolds { written_gb, gb } => {
                 format!("se contaba con {written_gb:.2} GB, y hay {gb:.2} GB")
             }
+            Self::SumRestsOnRefused { deployment, verdict } => format!(
+                "la suma cuenta con {deployment}, que no arranca ({verdict}): no hay nada que sumar"
+            ),
             Self::CacheKept { model, tokens, today } => format!(
                 "la caché menor de {model} guarda {tokens} tokens, el {} de los {today} de hoy",
                 percent(*tokens as f64 / (*today).max(1) as f64)
@@ -343,6 +356,8 @@ pub fn heading(english: &'static str, language: Language) -> &'static str {
         "los tokens por segundo vienen de un modelo roofline sin calibrar: con un margen de la mitad",
     );
     match (english, language) {
+        ("keep", Language::English) => "to keep it, put this into the spec:",
+        ("keep", Language::Spanish) => "para conservarla, añada esto a la especificación:",
         ("speeds", Language::English) => SPEEDS.0,
         ("speeds", Language::Spanish) => SPEEDS.1,
         ("speed", Language::English) => "tokens/s",

@@ -209,7 +209,9 @@ impl Prepared<'_> {
         let cache: Bytes = fit.devices.iter().map(|device| device.terms.get("kv_cache")).sum();
         let cells = fit.context.cells;
         if !fit.verdict.is_ready() {
-            let message = fit.message.unwrap_or_else(|| fit.verdict.as_str().to_owned());
+            let why = fit.message.unwrap_or_else(|| fit.verdict.as_str().to_owned());
+            let most = sharing.free()[first..].iter().copied().max().unwrap_or_default();
+            let message = format!("{why}: it would run on the host's processors; {most} are free");
             return Started::refused(fit.verdict, message);
         }
         let mut on_all = vec![Bytes::ZERO; first];
