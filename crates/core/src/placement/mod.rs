@@ -4,6 +4,7 @@
 //! - `greedy`: largest first, best fit, what runs stays
 //! - [`facts`]: the models, found and read
 //! - [`gpus`]: instances on the GPUs of many nodes
+//! - [`program`]: placement as an integer program
 //! - `launch`: the words that an engine is started with
 //! - `relax`: what would have to change for a model to fit
 //! - [`mod@check`]: the independent checker, which shares no code with the above
@@ -14,6 +15,7 @@ pub mod gpus;
 mod greedy;
 mod launch;
 mod plan;
+pub mod program;
 mod relax;
 
 pub use check::{Violation, check};

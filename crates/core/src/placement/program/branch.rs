@@ -1,0 +1,209 @@
+//! The relaxation, and branch and bound over it.
+//!
+//! The relaxation is solved by a library; branching is our own, because it must be bounded in steps
+//! rather than in time, and the same on every machine.
+
+use good_lp::{
+    Expression, ProblemVariables, ResolutionError, Solution as _, SolverModel as _, Variable,
+    variable,
+};
+
+use super::linear::{Linear, Objective};
+
+#[cfg(feature = "highs")]
+use good_lp::highs as SOLVER;
+#[cfg(not(feature = "highs"))]
+use good_lp::microlp as SOLVER;
+
+/// Whatever is nearer to a whole number than this is one.
+const WHOLE: f64 = 1e-6;
+
+/// What a stage aims at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Aim {
+    /// That nothing is unserved.
+    Wishes,
+    /// One of the linear program's further objectives.
+    Further(usize),
+}
+
+/// How far a stage got.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reached {
+    /// The best counts that were found.
+    pub counts: Vec<u64>,
+    /// No counts are better than this, in the stage's own unit.
+    pub bound: f64,
+    /// The relaxation's first answer, to be rounded by who wants to.
+    pub relaxed: Option<Vec<f64>>,
+}
+
+/// The value of a stage's aim.
+pub fn value(aim: Aim, objective: &Objective) -> f64 {
+    match aim {
+        Aim::Wishes => objective.unserved as f64 / 1e6,
+        Aim::Further(0) => objective.disruption as f64,
+        Aim::Further(1) => objective.gpus as f64,
+        Aim::Further(2) => objective.tight as f64,
+        Aim::Further(_) => objective.rank as f64,
+    }
+}
+
+/// A part of the search: bounds of some unknowns, and what the relaxation came to above it.
+struct Branch {
+    bounds: Vec<(usize, f64, f64)>,
+    above: f64,
+}
+
+/// Searches for better counts than `best`, keeping what earlier stages came to. Takes at most `steps`
+/// relaxations off the count.
+pub fn minimise(linear: &Linear, aim: Aim, best: Vec<u64>, steps: &mut u64) -> Reached {
+    let mut reached = Reached { counts: best, bound: f64::NEG_INFINITY, relaxed: None };
+    let mut open = vec![Branch { bounds: Vec::new(), above: f64::NEG_INFINITY }];
+    let mut objective = linear.objective(&reached.counts);
+    let fixed = objective;
+    let mut given_up = f64::INFINITY;
+    while let Some(branch) = open.pop() {
+        if is_no_better(aim, branch.above, &objective) {
+            continue;
+        }
+        if *steps == 0 {
+            open.push(branch);
+            break;
+        }
+        *steps -= 1;
+        let (lowest, values) = match relax(linear, aim, &fixed, &branch.bounds) {
+            Relaxed::Solved(lowest, values) => (lowest, values),
+            Relaxed::Infeasible => continue,
+            Relaxed::GaveUp => {
+                given_up = given_up.min(branch.above);
+                continue;
+            }
+        };
+        if reached.relaxed.is_none() {
+            reached.relaxed = Some(values.clone());
+        }
+        if is_no_better(aim, lowest, &objective) {
+            continue;
+        }
+        match most_fractional(&values) {
+            None => {
+                let counts: Vec<u64> = values.iter().map(|value| value.round() as u64).collect();
+                let found = linear.objective(&counts);
+                if linear.is_feasible(&counts) && found < objective {
+                    (objective, reached.counts) = (found, counts);
+                }
+            }
+            Some(at) => {
+                let value = values[at];
+                let with = |low: f64, high: f64| Branch {
+                    bounds: [branch.bounds.as_slice(), &[(at, low, high)]].concat(),
+                    above: lowest,
+                };
+                let (down, up) = (with(0.0, value.floor()), with(value.ceil(), f64::INFINITY));
+                // The nearer one is searched first.
+                let nearer_is_up = value.fract() >= 0.5;
+                open.extend(if nearer_is_up { [down, up] } else { [up, down] });
+            }
+        }
+    }
+    let left = open.iter().map(|branch| branch.above).fold(given_up, f64::min);
+    reached.bound = value(aim, &objective).min(whole_above(aim, left));
+    reached
+}
+
+/// Whole objectives can't be between two whole numbers.
+fn whole_above(aim: Aim, lowest: f64) -> f64 {
+    match aim {
+        Aim::Further(_) if lowest.is_finite() => (lowest - WHOLE).ceil(),
+        _ => lowest,
+    }
+}
+
+fn is_no_better(aim: Aim, lowest: f64, objective: &Objective) -> bool {
+    let margin = if aim == Aim::Wishes { 5e-7 } else { 0.5 };
+    whole_above(aim, lowest) > value(aim, objective) - margin
+}
+
+fn most_fractional(values: &[f64]) -> Option<usize> {
+    let distance = |value: f64| (value - value.round()).abs();
+    let fractional = values.iter().enumerate().filter(|(_, value)| distance(**value) > WHOLE);
+    let most = fractional
+        .max_by(|(a, x), (b, y)| distance(**x).total_cmp(&distance(**y)).then_with(|| b.cmp(a)));
+    most.map(|(at, _)| at)
+}
+
+/// What a relaxation comes to.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Relaxed {
+    /// The aim's value, and the unknowns'.
+    Solved(f64, Vec<f64>),
+    /// Nothing keeps to the bounds.
+    Infeasible,
+    /// The library has no answer, which says nothing.
+    GaveUp,
+}
+
+/// The relaxation with some bounds, keeping what was reached before.
+pub fn relax(
+    linear: &Linear,
+    aim: Aim,
+    fixed: &Objective,
+    bounds: &[(usize, f64, f64)],
+) -> Relaxed {
+    let mut limits = vec![(0.0_f64, f64::INFINITY); linear.unknowns.len()];
+    for (at, low, high) in bounds {
+        limits[*at] = (limits[*at].0.max(*low), limits[*at].1.min(*high));
+    }
+    if limits.iter().any(|(low, high)| low > high) {
+        return Relaxed::Infeasible;
+    }
+    let mut variables = ProblemVariables::new();
+    let unknowns: Vec<Variable> = limits
+        .into_iter()
+        .map(|(low, high)| {
+            let bounded = variable().min(low);
+            variables.add(if high.is_finite() { bounded.max(high) } else { bounded })
+        })
+        .collect();
+    let missing: Vec<Variable> =
+        linear.wishes.iter().map(|_| variables.add(variable().min(0.0).max(1.0))).collect();
+    let form = |terms: &[(usize, f64)]| -> Expression {
+        terms.iter().map(|(at, coefficient)| *coefficient * unknowns[*at]).sum()
+    };
+    let unserved: Expression =
+        linear.wishes.iter().zip(&missing).map(|(wish, missing)| wish.weight * *missing).sum();
+    let aimed = match aim {
+        Aim::Wishes => unserved.clone(),
+        Aim::Further(index) => form(&linear.objectives[index]),
+    };
+    let mut model = variables.minimise(aimed.clone()).using(SOLVER);
+    for row in &linear.rows {
+        let form = form(&row.terms);
+        let constraint = if row.is_exact { form.eq(row.limit) } else { form.leq(row.limit) };
+        model.add_constraint(constraint);
+    }
+    for (wish, missing) in linear.wishes.iter().zip(&missing) {
+        model.add_constraint((form(&wish.terms) + *missing).geq(1.0));
+    }
+    if let Aim::Further(index) = aim {
+        model.add_constraint(unserved.leq((fixed.unserved as f64 + 0.4) / 1e6));
+        for earlier in 0..index {
+            let most = value(Aim::Further(earlier), fixed) - constant(linear, earlier);
+            model.add_constraint(form(&linear.objectives[earlier]).leq(most + 1e-6));
+        }
+    }
+    let solution = match model.solve() {
+        Ok(solution) => solution,
+        Err(ResolutionError::Infeasible) => return Relaxed::Infeasible,
+        Err(_) => return Relaxed::GaveUp,
+    };
+    let values = unknowns.iter().map(|unknown| solution.value(*unknown).max(0.0)).collect();
+    let offset = if let Aim::Further(index) = aim { constant(linear, index) } else { 0.0 };
+    Relaxed::Solved(solution.eval(&aimed) + offset, values)
+}
+
+/// Disruption is what runs less what is kept.
+fn constant(linear: &Linear, index: usize) -> f64 {
+    if index == 0 { linear.running as f64 } else { 0.0 }
+}

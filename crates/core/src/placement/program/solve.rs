@@ -1,0 +1,125 @@
+//! Greedy, then the bound, then the polish: never worse than greedy or than what runs.
+
+use super::Problem;
+use super::branch::{Aim, Relaxed, minimise, relax, value};
+use super::greedy::{fill, greedy, trim};
+use super::linear::{Linear, Objective, Unknown};
+
+/// What is aimed at, in order.
+const STAGES: [Aim; 5] =
+    [Aim::Wishes, Aim::Further(0), Aim::Further(1), Aim::Further(2), Aim::Further(3)];
+
+/// How much is done: relaxations, all stages together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Effort {
+    /// The most relaxations.
+    pub steps: u64,
+}
+
+impl Effort {
+    /// As many as take about a second, by the size of the program.
+    pub fn for_size(linear: &Linear) -> Self {
+        let cells = (linear.unknowns.len() * (linear.rows.len() + linear.wishes.len())) as u64;
+        Self { steps: (1_500_000 / cells.max(1)).clamp(8, 3000) }
+    }
+}
+
+/// A plan, and what is known of how good it is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Solved {
+    /// How many of each unknown.
+    pub counts: Vec<u64>,
+    /// What it comes to.
+    pub objective: Objective,
+    /// What greedy came to.
+    pub greedy: Objective,
+    /// No plan serves more, and of those that serve as much none is better in what comes first below.
+    pub bound: Bound,
+}
+
+/// What no plan is better than.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Bound {
+    /// Unserved, in millionths.
+    pub unserved: f64,
+    /// Instances that are stopped, by plans that serve as much.
+    pub disruption: f64,
+    /// GPUs, of plans that serve as much and stop as few.
+    pub gpus: f64,
+}
+
+impl Solved {
+    /// How far the plan may be from the best, in GPUs, as a part of what it takes; whole where it isn't
+    /// known to serve the most there is.
+    pub fn gap(&self) -> f64 {
+        let Self { objective, bound, .. } = self;
+        let is_behind = |value: u64, bound: f64| value as f64 > bound + 0.5;
+        if is_behind(objective.unserved, bound.unserved)
+            || is_behind(objective.disruption, bound.disruption)
+        {
+            return 1.0;
+        }
+        let gpus = objective.gpus as f64;
+        if gpus == 0.0 { 0.0 } else { ((gpus - bound.gpus) / gpus).max(0.0) }
+    }
+}
+
+/// Solves a problem.
+pub fn solve(problem: &Problem, effort: Option<Effort>) -> Solved {
+    let linear = Linear::new(problem);
+    let first = greedy(problem, &linear);
+    let greedy = linear.objective(&first);
+    let mut steps = effort.unwrap_or_else(|| Effort::for_size(&linear)).steps;
+    let mut best = trim(problem, &linear, first);
+    if linear.objective(&best) > greedy {
+        best = fill(problem, &linear, best);
+    }
+    let mut bounds = [0.0; 5];
+    for (stage, aim) in STAGES.into_iter().enumerate() {
+        let objective = linear.objective(&best);
+        // Nothing is less than nothing.
+        if value(aim, &objective) == 0.0 {
+            continue;
+        }
+        if let Some(rounded) = rounded(problem, &linear, aim, &objective, &mut steps) {
+            if linear.objective(&rounded) < objective {
+                best = rounded;
+            }
+        }
+        let reached = minimise(&linear, aim, best, &mut steps);
+        best = reached.counts;
+        bounds[stage] = reached.bound.max(0.0);
+    }
+    let objective = linear.objective(&best);
+    let bound = Bound { unserved: bounds[0] * 1e6, disruption: bounds[1], gpus: bounds[2] };
+    Solved { counts: best, objective, greedy, bound }
+}
+
+/// The relaxation's answer with new blocks rounded down, filled up and trimmed.
+fn rounded(
+    problem: &Problem,
+    linear: &Linear,
+    aim: Aim,
+    fixed: &Objective,
+    steps: &mut u64,
+) -> Option<Vec<u64>> {
+    *steps = steps.checked_sub(1)?;
+    let Relaxed::Solved(_, values) = relax(linear, aim, fixed, &[]) else { return None };
+    let mut counts: Vec<u64> = values.iter().map(|value| (value + 1e-6).floor() as u64).collect();
+    keep_the_rest(problem, linear, &mut counts);
+    let counts = trim(problem, linear, fill(problem, linear, counts));
+    linear.is_feasible(&counts).then_some(counts)
+}
+
+/// Nodes that rounding has left out keep what leaves most room, which is feasible whatever is new.
+fn keep_the_rest(problem: &Problem, linear: &Linear, counts: &mut [u64]) {
+    for (class, at) in problem.classes.iter().enumerate() {
+        let of_class =
+            |unknown: &Unknown| matches!(unknown, Unknown::Keep { class: of, .. } if *of == class);
+        let members = || (0..counts.len()).filter(|at| of_class(&linear.unknowns[*at]));
+        let placed: u64 = members().map(|at| counts[at]).sum();
+        if let Some(last) = members().last() {
+            counts[last] += at.nodes.saturating_sub(placed);
+        }
+    }
+}
