@@ -1,6 +1,7 @@
 //! What every command does first: read the spec, find the models, look at the machine, plan.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::net::SocketAddr;
 use std::path::Path;
 
@@ -141,9 +142,8 @@ fn models(
     let hub = Hub::from_env();
     let mut models = BTreeMap::new();
     for deployment in deployments {
-        let key = deployment.weights();
-        if !models.contains_key(&key) {
-            models.insert(key, model(deployment, base, &hub)?);
+        if let Entry::Vacant(place) = models.entry(deployment.weights()) {
+            place.insert(model(deployment, base, &hub)?);
         }
     }
     Ok(models)

@@ -13,6 +13,7 @@ use berth_core::spec::{EngineKind, GatewaySpec};
 fn instance(args: &str) -> PlannedInstance {
     PlannedInstance {
         id: InstanceId("a-0".into()),
+        deployment: "a".into(),
         model: "a".into(),
         engine: EngineKind::LlamaServer,
         binary: "llama-server".into(),

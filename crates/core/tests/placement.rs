@@ -22,9 +22,9 @@ fn found(spec: &Spec) -> Found {
         } else {
             "SmolLM2-135M-Instruct.Q4_1"
         };
-        LocatedModel { path: format!("/models/{file}.gguf"), facts: facts(file) }
+        LocatedModel::gguf(format!("/models/{file}.gguf"), facts(file))
     };
-    let models = spec.deployments.iter().map(|model| (model.name.clone(), located(&model.name)));
+    let models = spec.deployments.iter().map(|model| (model.weights(), located(&model.name)));
     Found { models: models.collect(), ..Found::default() }
 }
 

@@ -43,6 +43,7 @@ fn short_specs_have_sensible_defaults() {
 #[test]
 fn bad_specs_are_told_what_to_write() {
     const MODEL: &str = "[models.a]\nsource = \"a.gguf\"\n";
+    const NODES: &str = "[[cluster.nodes]]\nnames = \"node-[0-3]\"\ngpu = \"A10\"\n";
     for (text, expected) in [
         (
             "".to_owned(),
@@ -55,13 +56,13 @@ fn bad_specs_are_told_what_to_write() {
         ),
         (
             "[cluster]\nzzz = 1\n".to_owned(),
-            "s:2:1: unknown key `zzz` | there are: backend, host_budget, headroom, first_port",
+            "s:2:1: unknown key `zzz` | there are: backend, host_budget, headroom, first_port, nodes",
         ),
         (
             "[models.a]\nsuorce = \"a.gguf\"\n".to_owned(),
             "s:2:1: unknown key `suorce` | did you mean `source`?",
         ),
-        ("[models.a]\n".to_owned(), "s:1:1: missing field `source` | "),
+        ("[models.a]\n".to_owned(), "s:1:9: the model `a` has no source | add source = \"...\": where its weights are"),
         ("[models.a]\nsource = \"a\"\nsource = \"b\"\n".to_owned(), "s:3:1: duplicate key | "),
         ("[models.a\n".to_owned(), "s:1:10: unclosed table, expected `]` | "),
         (
@@ -101,8 +102,56 @@ fn bad_specs_are_told_what_to_write() {
             "s:3:12: replicas: at least 1; take the model out to run none | ",
         ),
         (
-            format!("{MODEL}engine = \"vllm\"\n"),
-            "s:3:10: unknown variant `vllm`, expected `llama_server` | there are: llama_server",
+            format!("{MODEL}engine = \"vlm\"\n"),
+            "s:3:10: unknown variant `vlm` | did you mean `vllm`?",
+        ),
+        (
+            "[[cluster.nodes]]\nnames = \"n[0-16]\"\ngpu = \"A1O\"\n[models.a]\nsource = \"a.gguf\"\n".to_owned(),
+            "s:3:7: `A1O` is no kind of GPU that berth knows | did you mean `A10`?",
+        ),
+        (
+            format!("{NODES}{MODEL}nodes = \"node-16\"\n"),
+            "s:6:9: there is no node `node-16` | did you mean `node-1`?",
+        ),
+        (
+            format!("{NODES}{MODEL}nodes = {{ zone = \"a\" }}\n"),
+            "s:6:9: no node is zone = a | no node has a label: give them some in [[cluster.nodes]]",
+        ),
+        (
+            format!("{NODES}[[cluster.nodes]]\nnames = \"node-3\"\n{MODEL}"),
+            "s:5:9: there is a node `node-3` already | ",
+        ),
+        (
+            format!("{MODEL}[strategies.x]\nwithout = [\"b\"]\n"),
+            "s:4:12: there is no model `b` to leave out | ",
+        ),
+        (
+            format!("{MODEL}[strategies.x.models.a]\nreplica = 2\n"),
+            "s:4:1: unknown key `replica` | did you mean `replicas`?",
+        ),
+        (
+            format!("{NODES}{MODEL}[strategies.x.models.a]\nnodes = \"!in(node-[0-3])\"\n"),
+            "s:7:9: no node is !in(node-0, node-1, node-2, node-3) | no node has a label: give them some in [[cluster.nodes]]",
+        ),
+        (
+            "[models.a]\nengine = \"vllm\"\nsource = \"a\"\nflags = { gpu-memory-utilisation = 0.9 }\n".to_owned(),
+            "s:4:11: the memory that `gpu-memory-utilisation` takes is not modelled; did you mean `--gpu-memory-utilization`? | leave it out, or write it in extra_args: its memory is not counted then",
+        ),
+        (
+            "[models.a]\nengine = \"vllm\"\nsource = \"a\"\nflags = { port = 1 }\n".to_owned(),
+            "s:4:11: `port` is set by berth itself | leave it out: the plan decides it",
+        ),
+        (
+            "[models.a]\nengine = \"ollama\"\nsource = \"a\"\n".to_owned(),
+            "s:1:9: what `a` is made of can't be read from Ollama's library | add facts = { model = \"medgemma-4b\", type = \"q8_0\" }: a model that berth knows",
+        ),
+        (
+            "[models.a]\nengine = \"ollama\"\nsource = \"a\"\nfacts = { model = \"medgema-4b\", type = \"q8_0\" }\n".to_owned(),
+            "s:4:19: berth knows no model `medgema-4b` | did you mean `medgemma-4b`?",
+        ),
+        (
+            "[engines.vllm]\nversion = \"0.9\"\n[models.a]\nsource = \"a.gguf\"\n".to_owned(),
+            "s:2:11: vLLM 0.9 is not modelled | 0.26 to 0.33 are, as in \"0.26.0\"",
         ),
         (
             format!("{MODEL}extra_args = [\"--api_key\", \"k\"]\n"),

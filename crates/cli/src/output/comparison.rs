@@ -1,6 +1,8 @@
 //! Strategies side by side, for a terminal.
 
-use berth_core::strategy::report::{Comparison, ModelReport, StrategyReport, StrategyVerdict};
+use berth_core::strategy::report::{
+    Comparison, GpuReport, ModelReport, StrategyReport, StrategyVerdict,
+};
 use berth_core::strategy::words::Finding;
 use berth_core::strategy::{Language, words};
 
@@ -82,16 +84,8 @@ pub(crate) fn one(report: &StrategyReport, language: Language) -> String {
     rows.extend(report.models.iter().map(model_row));
     out.extend([table(&rows), String::new()]);
     let mut rows = vec![row(["GPU", text("has"), text("planned"), text("left"), ""])];
-    for gpu in &report.gpus {
-        let shares =
-            gpu.instances.iter().map(|share| format!("{} {}", share.instance, share.bytes));
-        rows.push(vec![
-            format!("{} {}", gpu.node, gpu.gpu),
-            gpu.total_bytes.to_string(),
-            gpu.planned_bytes.to_string(),
-            gpu.headroom_bytes.to_string(),
-            shares.collect::<Vec<_>>().join(" + "),
-        ]);
+    for (nodes, gpus) in alike(&report.gpus) {
+        rows.extend(gpus.into_iter().map(|gpu| gpu_row(&nodes, gpu)));
     }
     out.push(table(&rows));
     out.push(format!("\n{}", text("speeds")));
@@ -99,6 +93,41 @@ pub(crate) fn one(report: &StrategyReport, language: Language) -> String {
         out.push(format!("\n{}\n{toml}", text("keep")));
     }
     out.join("\n")
+}
+
+/// Nodes whose GPUs hold the same, together: their names and the GPUs of the first.
+fn alike(gpus: &[GpuReport]) -> Vec<(String, Vec<&GpuReport>)> {
+    let held = |gpu: &GpuReport| {
+        let shares = gpu.instances.iter();
+        let shares = shares.map(|share| (share.model.clone(), share.bytes));
+        (gpu.total_bytes, gpu.headroom_bytes, shares.collect::<Vec<_>>())
+    };
+    let mut groups: Vec<(Vec<&str>, Vec<&GpuReport>)> = Vec::new();
+    for node in gpus.chunk_by(|a, b| a.node == b.node) {
+        let same = |(_, known): &&mut (Vec<&str>, Vec<&GpuReport>)| {
+            known.iter().map(|gpu| held(gpu)).eq(node.iter().map(held))
+        };
+        match groups.iter_mut().find(same) {
+            Some((names, _)) => names.push(&node[0].node),
+            None => groups.push((vec![&node[0].node], node.iter().collect())),
+        }
+    }
+    let named = |names: Vec<&str>| match names.as_slice() {
+        [one] => (*one).to_owned(),
+        several => format!("{} .. {} ({})", several[0], several[several.len() - 1], several.len()),
+    };
+    groups.into_iter().map(|(names, gpus)| (named(names), gpus)).collect()
+}
+
+fn gpu_row(nodes: &str, gpu: &GpuReport) -> Vec<String> {
+    let shares = gpu.instances.iter().map(|share| format!("{} {}", share.model, share.bytes));
+    vec![
+        format!("{nodes} {}", gpu.gpu),
+        gpu.total_bytes.to_string(),
+        gpu.planned_bytes.to_string(),
+        gpu.headroom_bytes.to_string(),
+        shares.collect::<Vec<_>>().join(" + "),
+    ]
 }
 
 fn model_row(model: &ModelReport) -> Vec<String> {

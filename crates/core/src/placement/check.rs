@@ -131,7 +131,10 @@ fn check_replicas(plan: &Plan, spec: &Spec, violations: &mut Vec<Violation>) {
 
 fn check_devices(plan: &Plan, spec: &Spec, inventory: &Inventory, violations: &mut Vec<Violation>) {
     for instance in &plan.instances {
-        let Some(model) = spec.deployments.iter().find(|model| model.name == instance.deployment)
+        let Some(model) = spec
+            .deployments
+            .iter()
+            .find(|one| one.name == instance.deployment && one.model == instance.model)
         else {
             let (instance, model) = (instance.id.clone(), instance.model.clone());
             violations.push(Violation::UnknownModel { instance, model });

@@ -14,6 +14,7 @@ fn planned(id: &str, device: &str, version: &str) -> PlannedInstance {
     footprint.exact("weights", Bytes(10), String::new());
     PlannedInstance {
         id: InstanceId(id.into()),
+        deployment: "".into(),
         model: id.into(),
         engine: EngineKind::LlamaServer,
         binary: "llama-server".into(),

@@ -140,7 +140,7 @@ fn deployment(
         }
     };
     let facts = raw.facts.as_ref().and_then(|facts| assumed_facts(facts, engine, problems));
-    if facts.is_none() && engine == EngineKind::Ollama {
+    if raw.facts.is_none() && engine == EngineKind::Ollama {
         problems.add_with_hint(
             at.span(),
             format!("what `{model}` is made of can't be read from Ollama's library"),

@@ -1,9 +1,9 @@
 //! All strategies side by side, and the one that is recommended.
 
 use super::evaluate::{Candidate, Cluster, Today, evaluate};
-use super::find;
 use super::report::{Comparison, StrategyReport, StrategyVerdict};
 use super::words::Finding;
+use super::{best, find};
 use crate::placement::PlanError;
 use crate::spec::{Spec, Strategy};
 
@@ -14,15 +14,22 @@ use crate::spec::{Spec, Strategy};
 pub fn compare(spec: &Spec, cluster: &Cluster<'_>) -> Result<Comparison, PlanError> {
     let today = today(spec, cluster)?;
     let before = today.as_ref().map(Today::new).unwrap_or_default();
-    let strategies = all(spec, cluster);
+    let mut strategies = spec.strategies.clone();
+    strategies.extend(find::find(spec, cluster));
     let reports = strategies.iter().map(|one| evaluate_one(one, cluster, &before));
-    Ok(recommend(reports.collect::<Result<_, _>>()?, today))
+    let mut reports: Vec<StrategyReport> = reports.collect::<Result<_, _>>()?;
+    if let Some(best) = best::best(spec, cluster) {
+        let report = evaluate_one(&best.strategy, cluster, &before)?;
+        reports.push(StrategyReport { solver: Some(best.solver), ..report });
+    }
+    Ok(recommend(reports, today))
 }
 
 /// The spec's own strategies, and those that are found.
 pub fn all(spec: &Spec, cluster: &Cluster<'_>) -> Vec<Strategy> {
     let mut strategies = spec.strategies.clone();
     strategies.extend(find::find(spec, cluster));
+    strategies.extend(best::best(spec, cluster).map(|best| best.strategy));
     strategies
 }
 

@@ -387,13 +387,14 @@ impl Case<'_> {
     }
 }
 
-fn devices(range: std::ops::Range<usize>) -> String {
+/// Devices as a line of TOML.
+pub(super) fn devices(range: std::ops::Range<usize>) -> String {
     let named: Vec<String> = range.map(|index| format!("\"gpu:{index}\"")).collect();
     format!("devices = [{}]", named.join(", "))
 }
 
 /// Arguments as an inline table of TOML.
-fn inline(args: &Value) -> String {
+pub(super) fn inline(args: &Value) -> String {
     let all = args.as_object().into_iter().flatten();
     let all = all.map(|(name, value)| format!("{name} = {value}"));
     format!("{{ {} }}", all.collect::<Vec<_>>().join(", "))

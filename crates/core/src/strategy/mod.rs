@@ -1,11 +1,13 @@
 //! Strategies: named ways to run what is wanted, set side by side.
 //!
+//! - [`best`]: the one that the integer program finds
 //! - [`evaluate`]: what becomes of one, on every GPU
 //! - [`find`]: strategies that nobody wrote down, in the form in which users write theirs
 //! - [`compare`]: all of them, and the one that is recommended
 //! - [`report`]: the values that come out
 //! - [`words`]: the same in English and Spanish sentences
 
+pub mod best;
 pub mod compare;
 pub mod evaluate;
 pub mod find;

@@ -383,19 +383,3 @@ fn overfull(gpus: &[SharedGpu]) -> Option<String> {
         format!("GPU {index}: all engines together hold {} of {} under load", gpu.used(), gpu.total)
     })
 }
-
-impl Layout {
-    /// The nodes that hold the same instances of the same deployments, by the first of each.
-    pub fn distinct_nodes(&self) -> Vec<(usize, Vec<usize>)> {
-        let mut groups: Vec<(BTreeSet<(usize, usize)>, Vec<usize>)> = Vec::new();
-        for node in 0..self.nodes.len() {
-            let here = self.seats.iter().filter(|seat| seat.node == node);
-            let key: BTreeSet<_> = here.map(|seat| (seat.deployment, seat.first_gpu)).collect();
-            match groups.iter_mut().find(|(known, _)| *known == key) {
-                Some((_, nodes)) => nodes.push(node),
-                None => groups.push((key, vec![node])),
-            }
-        }
-        groups.into_iter().map(|(_, nodes)| (nodes[0], nodes)).collect()
-    }
-}

@@ -34,8 +34,6 @@ pub struct Reached {
     pub counts: Vec<u64>,
     /// No counts are better than this, in the stage's own unit.
     pub bound: f64,
-    /// The relaxation's first answer, to be rounded by who wants to.
-    pub relaxed: Option<Vec<f64>>,
 }
 
 /// The value of a stage's aim.
@@ -50,66 +48,105 @@ pub fn value(aim: Aim, objective: &Objective) -> f64 {
 }
 
 /// A part of the search: bounds of some unknowns, and what the relaxation came to above it.
+#[derive(Clone, Debug)]
 struct Branch {
     bounds: Vec<(usize, f64, f64)>,
     above: f64,
 }
 
 /// Searches for better counts than `best`, keeping what earlier stages came to. Takes at most `steps`
-/// relaxations off the count.
-pub fn minimise(linear: &Linear, aim: Aim, best: Vec<u64>, steps: &mut u64) -> Reached {
-    let mut reached = Reached { counts: best, bound: f64::NEG_INFINITY, relaxed: None };
-    let mut open = vec![Branch { bounds: Vec::new(), above: f64::NEG_INFINITY }];
-    let mut objective = linear.objective(&reached.counts);
-    let fixed = objective;
-    let mut given_up = f64::INFINITY;
-    while let Some(branch) = open.pop() {
-        if is_no_better(aim, branch.above, &objective) {
+/// relaxations off the count. `round` makes counts of a relaxation's answer.
+///
+/// It dives to the nearer whole number until a branch ends, then goes on where most is still possible.
+pub fn minimise(
+    linear: &Linear,
+    aim: Aim,
+    best: Vec<u64>,
+    steps: &mut u64,
+    round: &dyn Fn(&[f64]) -> Vec<u64>,
+) -> Reached {
+    let mut search = Search::new(linear, aim, best);
+    let mut next = Some(Branch { bounds: Vec::new(), above: f64::NEG_INFINITY });
+    while let Some(branch) = next.take().or_else(|| search.most_promising()) {
+        if search.is_no_better(branch.above) {
             continue;
         }
         if *steps == 0 {
-            open.push(branch);
+            search.open.push(branch);
             break;
         }
         *steps -= 1;
-        let (lowest, values) = match relax(linear, aim, &fixed, &branch.bounds) {
+        let (lowest, values) = match relax(linear, aim, &search.fixed, &branch.bounds) {
             Relaxed::Solved(lowest, values) => (lowest, values),
             Relaxed::Infeasible => continue,
             Relaxed::GaveUp => {
-                given_up = given_up.min(branch.above);
+                search.given_up = search.given_up.min(branch.above);
                 continue;
             }
         };
-        if reached.relaxed.is_none() {
-            reached.relaxed = Some(values.clone());
-        }
-        if is_no_better(aim, lowest, &objective) {
+        if search.is_no_better(lowest) {
             continue;
         }
-        match most_fractional(&values) {
-            None => {
-                let counts: Vec<u64> = values.iter().map(|value| value.round() as u64).collect();
-                let found = linear.objective(&counts);
-                if linear.is_feasible(&counts) && found < objective {
-                    (objective, reached.counts) = (found, counts);
-                }
-            }
-            Some(at) => {
-                let value = values[at];
-                let with = |low: f64, high: f64| Branch {
-                    bounds: [branch.bounds.as_slice(), &[(at, low, high)]].concat(),
-                    above: lowest,
-                };
-                let (down, up) = (with(0.0, value.floor()), with(value.ceil(), f64::INFINITY));
-                // The nearer one is searched first.
-                let nearer_is_up = value.fract() >= 0.5;
-                open.extend(if nearer_is_up { [down, up] } else { [up, down] });
-            }
+        search.consider(round(&values));
+        let Some(at) = most_fractional(&values) else {
+            search.consider(values.iter().map(|value| value.round() as u64).collect());
+            continue;
+        };
+        let value = values[at];
+        let with = |low: f64, high: f64| Branch {
+            bounds: [branch.bounds.as_slice(), &[(at, low, high)]].concat(),
+            above: lowest,
+        };
+        let (down, up) = (with(0.0, value.floor()), with(value.ceil(), f64::INFINITY));
+        let (nearer, farther) = if value.fract() >= 0.5 { (up, down) } else { (down, up) };
+        search.open.push(farther);
+        next = Some(nearer);
+    }
+    let left = search.open.iter().chain(&next).map(|branch| branch.above);
+    let left = left.fold(search.given_up, f64::min);
+    let bound = value(aim, &search.objective).min(whole_above(aim, left));
+    Reached { counts: search.best, bound }
+}
+
+/// The state of a search.
+struct Search<'a> {
+    linear: &'a Linear,
+    aim: Aim,
+    /// What earlier stages came to.
+    fixed: Objective,
+    best: Vec<u64>,
+    objective: Objective,
+    open: Vec<Branch>,
+    /// The least that may be where the library had no answer.
+    given_up: f64,
+}
+
+impl<'a> Search<'a> {
+    fn new(linear: &'a Linear, aim: Aim, best: Vec<u64>) -> Self {
+        let objective = linear.objective(&best);
+        let (open, given_up) = (Vec::new(), f64::INFINITY);
+        Self { linear, aim, fixed: objective, best, objective, open, given_up }
+    }
+
+    /// Takes the branch off where most is possible; the newest of equals.
+    fn most_promising(&mut self) -> Option<Branch> {
+        let above = self.open.iter().enumerate();
+        let least = above.min_by(|(a, x), (b, y)| x.above.total_cmp(&y.above).then(b.cmp(a)))?;
+        let at = least.0;
+        Some(self.open.remove(at))
+    }
+
+    fn is_no_better(&self, lowest: f64) -> bool {
+        let margin = if self.aim == Aim::Wishes { 5e-7 } else { 0.5 };
+        whole_above(self.aim, lowest) > value(self.aim, &self.objective) - margin
+    }
+
+    fn consider(&mut self, counts: Vec<u64>) {
+        let found = self.linear.objective(&counts);
+        if found < self.objective && self.linear.is_feasible(&counts) {
+            (self.objective, self.best) = (found, counts);
         }
     }
-    let left = open.iter().map(|branch| branch.above).fold(given_up, f64::min);
-    reached.bound = value(aim, &objective).min(whole_above(aim, left));
-    reached
 }
 
 /// Whole objectives can't be between two whole numbers.
@@ -118,11 +155,6 @@ fn whole_above(aim: Aim, lowest: f64) -> f64 {
         Aim::Further(_) if lowest.is_finite() => (lowest - WHOLE).ceil(),
         _ => lowest,
     }
-}
-
-fn is_no_better(aim: Aim, lowest: f64, objective: &Objective) -> bool {
-    let margin = if aim == Aim::Wishes { 5e-7 } else { 0.5 };
-    whole_above(aim, lowest) > value(aim, objective) - margin
 }
 
 fn most_fractional(values: &[f64]) -> Option<usize> {
@@ -187,7 +219,8 @@ pub fn relax(
         model.add_constraint((form(&wish.terms) + *missing).geq(1.0));
     }
     if let Aim::Further(index) = aim {
-        model.add_constraint(unserved.leq((fixed.unserved as f64 + 0.4) / 1e6));
+        // It was rounded; what is found is compared as it rounds.
+        model.add_constraint(unserved.leq((fixed.unserved as f64 + 0.6) / 1e6));
         for earlier in 0..index {
             let most = value(Aim::Further(earlier), fixed) - constant(linear, earlier);
             model.add_constraint(form(&linear.objectives[earlier]).leq(most + 1e-6));

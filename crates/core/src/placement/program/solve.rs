@@ -1,7 +1,7 @@
 //! Greedy, then the bound, then the polish: never worse than greedy or than what runs.
 
 use super::Problem;
-use super::branch::{Aim, Relaxed, minimise, relax, value};
+use super::branch::{Aim, minimise, value};
 use super::greedy::{fill, greedy, trim};
 use super::linear::{Linear, Objective, Unknown};
 
@@ -20,7 +20,7 @@ impl Effort {
     /// As many as take about a second, by the size of the program.
     pub fn for_size(linear: &Linear) -> Self {
         let cells = (linear.unknowns.len() * (linear.rows.len() + linear.wishes.len())) as u64;
-        Self { steps: (1_500_000 / cells.max(1)).clamp(8, 3000) }
+        Self { steps: (6_000_000 / cells.max(1)).clamp(8, 3000) }
     }
 }
 
@@ -81,12 +81,8 @@ pub fn solve(problem: &Problem, effort: Option<Effort>) -> Solved {
         if value(aim, &objective) == 0.0 {
             continue;
         }
-        if let Some(rounded) = rounded(problem, &linear, aim, &objective, &mut steps) {
-            if linear.objective(&rounded) < objective {
-                best = rounded;
-            }
-        }
-        let reached = minimise(&linear, aim, best, &mut steps);
+        let round = |values: &[f64]| rounded(problem, &linear, values);
+        let reached = minimise(&linear, aim, best, &mut steps, &round);
         best = reached.counts;
         bounds[stage] = reached.bound.max(0.0);
     }
@@ -95,20 +91,11 @@ pub fn solve(problem: &Problem, effort: Option<Effort>) -> Solved {
     Solved { counts: best, objective, greedy, bound }
 }
 
-/// The relaxation's answer with new blocks rounded down, filled up and trimmed.
-fn rounded(
-    problem: &Problem,
-    linear: &Linear,
-    aim: Aim,
-    fixed: &Objective,
-    steps: &mut u64,
-) -> Option<Vec<u64>> {
-    *steps = steps.checked_sub(1)?;
-    let Relaxed::Solved(_, values) = relax(linear, aim, fixed, &[]) else { return None };
+/// A relaxation's answer with new blocks rounded down, filled up and trimmed.
+fn rounded(problem: &Problem, linear: &Linear, values: &[f64]) -> Vec<u64> {
     let mut counts: Vec<u64> = values.iter().map(|value| (value + 1e-6).floor() as u64).collect();
     keep_the_rest(problem, linear, &mut counts);
-    let counts = trim(problem, linear, fill(problem, linear, counts));
-    linear.is_feasible(&counts).then_some(counts)
+    trim(problem, linear, fill(problem, linear, counts))
 }
 
 /// Nodes that rounding has left out keep what leaves most room, which is feasible whatever is new.
@@ -118,7 +105,7 @@ fn keep_the_rest(problem: &Problem, linear: &Linear, counts: &mut [u64]) {
             |unknown: &Unknown| matches!(unknown, Unknown::Keep { class: of, .. } if *of == class);
         let members = || (0..counts.len()).filter(|at| of_class(&linear.unknowns[*at]));
         let placed: u64 = members().map(|at| counts[at]).sum();
-        if let Some(last) = members().last() {
+        if let Some(last) = members().next_back() {
             counts[last] += at.nodes.saturating_sub(placed);
         }
     }

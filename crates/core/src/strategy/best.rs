@@ -1,0 +1,411 @@
+//! The strategy that the integer program finds: which blocks go to how many nodes of which kind.
+//!
+//! Blocks are tried on the memory model at the pessimistic end before the program sees them: every
+//! model alone on 1, 2, 4, 8 GPUs, pairs of models that share GPUs, and what runs. What runs today and
+//! has no demand of its own is asked for what it serves today. Weights stay in the form that they have.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use serde_json::{Value, json};
+
+use super::evaluate::{Cluster, gpus, kept_free, nodes};
+use super::find::{devices, inline};
+use super::report::SolverReport;
+use crate::inventory::{Device, Node};
+use crate::memory::vllm::search::Question;
+use crate::memory::vllm::{Engine, Estimate, Gpu};
+use crate::model::hf_config::Transformer;
+use crate::placement::Facts;
+use crate::placement::gpus::prepared::arguments;
+use crate::placement::gpus::{lay_out, pace, prepare};
+use crate::placement::program::{
+    Block, Class, Linear, Model, OnNode, Problem, Solved, solve, unpack,
+};
+use crate::spec::{
+    Deployment, DeviceSelector, EngineKind, NodeRule, Replicas, Running, Spec, Strategy,
+};
+use crate::units::Bytes;
+
+/// The name of the strategy.
+pub const NAME: &str = "best";
+/// Requests of its longest length that a model that shares shall hold at once, and how many it takes.
+const REQUESTS: u64 = 2;
+const SEQUENCES: u64 = 16;
+
+/// What the program found.
+#[derive(Clone, Debug)]
+pub struct Best {
+    /// As a strategy.
+    pub strategy: Strategy,
+    /// How good it is known to be.
+    pub solver: SolverReport,
+}
+
+/// Nodes of a kind: the same GPUs, and the same deployments allowed.
+#[derive(Clone, Debug, PartialEq)]
+struct Kind {
+    gpus: Vec<Gpu>,
+    devices: Vec<Device>,
+    allowed: Vec<bool>,
+}
+
+/// What is solved, and what its parts mean.
+struct Program<'a> {
+    spec: &'a Spec,
+    cluster: &'a Cluster<'a>,
+    nodes: &'a [Node],
+    kinds: Vec<Kind>,
+    /// The kind of each node.
+    kind_of: Vec<usize>,
+    /// The instances of each block.
+    made: Vec<Vec<Deployment>>,
+    problem: Problem,
+    /// The nodes of each class, in order.
+    members: Vec<Vec<usize>>,
+}
+
+/// Solves a spec; none where it has models that can't be laid out in several ways.
+pub fn best(spec: &Spec, cluster: &Cluster<'_>) -> Option<Best> {
+    if spec.strategies.iter().any(|one| one.name == NAME) {
+        return None;
+    }
+    let program = Program::new(spec, cluster)?;
+    let solved = solve(&program.problem, None);
+    let linear = Linear::new(&program.problem);
+    let placed = unpack(&program.problem, &linear, &solved.counts)?;
+    let text = program.text(&placed);
+    let mut strategies = spec.with_strategies(&text).ok()?.strategies;
+    let at = strategies.iter().position(|one| one.name == NAME)?;
+    let mut strategy = strategies.swap_remove(at);
+    strategy.toml = Some(text);
+    Some(Best { strategy, solver: report(&solved) })
+}
+
+fn report(solved: &Solved) -> SolverReport {
+    SolverReport {
+        objective: solved.objective.gpus as f64,
+        bound: solved.bound.gpus,
+        gap: solved.gap(),
+        ms: 0.0,
+    }
+}
+
+impl<'a> Program<'a> {
+    fn new(spec: &'a Spec, cluster: &'a Cluster<'a>) -> Option<Self> {
+        let is_vllm = |one: &Deployment| one.engine == EngineKind::Vllm;
+        if spec.deployments.is_empty() || !spec.deployments.iter().all(is_vllm) {
+            return None;
+        }
+        let nodes = nodes(cluster, spec);
+        let mut program = Self {
+            spec,
+            cluster,
+            nodes,
+            kinds: Vec::new(),
+            kind_of: Vec::new(),
+            made: Vec::new(),
+            problem: Problem::default(),
+            members: Vec::new(),
+        };
+        program.add_kinds();
+        for kind in 0..program.kinds.len() {
+            program.add_blocks(kind);
+        }
+        let running = program.add_running();
+        program.add_classes(&running);
+        program.add_models();
+        Some(program)
+    }
+
+    fn add_kinds(&mut self) {
+        for (node, gpus) in self.nodes.iter().zip(gpus(self.nodes)) {
+            let is_gpu = |device: &&Device| Gpu::of_device(device).is_some();
+            let kind = Kind {
+                gpus,
+                devices: node.devices.iter().filter(is_gpu).cloned().collect(),
+                allowed: self.spec.deployments.iter().map(|one| one.nodes.matches(node)).collect(),
+            };
+            let known = self.kinds.iter().position(|other| *other == kind);
+            self.kind_of.push(known.unwrap_or(self.kinds.len()));
+            if known.is_none() {
+                self.kinds.push(kind);
+            }
+        }
+    }
+
+    fn transformer(&self, deployment: &Deployment) -> Option<&'a Transformer> {
+        match &self.cluster.found.model(deployment)?.facts {
+            Facts::Transformer(model) => Some(model),
+            Facts::Gguf(_) => None,
+        }
+    }
+
+    fn question<'b>(
+        &'b self,
+        model: &'b Transformer,
+        args: &'b Value,
+        gpus: &'b [Gpu],
+    ) -> Question<'b> {
+        let engine = Engine { estimate: Estimate::High, ..self.cluster.engine };
+        Question { model, args, gpus, engine }
+    }
+
+    fn keep(&self, gpus: &[Gpu]) -> Bytes {
+        let total = gpus.iter().map(|gpu| gpu.total).min().unwrap_or_default();
+        kept_free(self.spec, total)
+    }
+
+    /// Every model alone, and every pair that shares, on 1, 2, 4... GPUs of a kind of node.
+    fn add_blocks(&mut self, kind: usize) {
+        let Kind { gpus, allowed, .. } = self.kinds[kind].clone();
+        let sizes = (0..).map(|power| 1_usize << power).take_while(|size| *size <= gpus.len());
+        for size in sizes {
+            let here = &gpus[..size];
+            let models: Vec<usize> = (0..allowed.len()).filter(|model| allowed[*model]).collect();
+            for model in &models {
+                let room = self.keep(here);
+                if let Some(alone) = self.leaving(*model, size, here, room) {
+                    self.add(kind, size, vec![alone]);
+                }
+                for other in models.iter().filter(|other| *other != model) {
+                    self.add_pair(kind, size, *model, *other);
+                }
+            }
+        }
+    }
+
+    /// A model on all of a block's GPUs with a second, smaller one on all of them, or on the first.
+    fn add_pair(&mut self, kind: usize, size: usize, model: usize, other: usize) {
+        let gpus = self.kinds[kind].gpus.clone();
+        let here = &gpus[..size];
+        let mut ranks = vec![size, 1];
+        ranks.dedup();
+        for ranks in ranks {
+            let Some((small, peak)) = self.small(other, ranks, here) else { continue };
+            let room = peak + self.keep(here);
+            let Some(large) = self.leaving(model, size, here, room) else { continue };
+            self.add(kind, size, vec![large, small]);
+        }
+    }
+
+    /// A model over so many GPUs, with the largest fraction that leaves `room` of each.
+    fn leaving(&self, model: usize, size: usize, gpus: &[Gpu], room: Bytes) -> Option<Deployment> {
+        let deployment = &self.spec.deployments[model];
+        let mut args = self.over(deployment, size);
+        let found = self.question(self.transformer(deployment)?, &args, gpus);
+        let value = found.largest_utilization_leaving(room)?.value;
+        args["gpu_memory_utilization"] = json!(value);
+        Some(with_flags(deployment, &args, 0..size))
+    }
+
+    /// A model over so many GPUs, as small as it serves, and the most that it holds of one.
+    fn small(&self, model: usize, ranks: usize, gpus: &[Gpu]) -> Option<(Deployment, Bytes)> {
+        let deployment = &self.spec.deployments[model];
+        let transformer = self.transformer(deployment)?;
+        let mut args = self.over(deployment, ranks);
+        args["max_num_seqs"] = json!(SEQUENCES);
+        let tokens = args["max_model_len"].as_u64().unwrap_or(transformer.max_position);
+        let question = self.question(transformer, &args, &gpus[..ranks]);
+        let found = question.smallest_utilization(REQUESTS, tokens)?;
+        let peak = found.fit.stages.iter().map(|stage| stage.peak).max()?;
+        args["gpu_memory_utilization"] = json!(found.value);
+        Some((with_flags(deployment, &args, 0..ranks), peak))
+    }
+
+    fn over(&self, deployment: &Deployment, ranks: usize) -> Value {
+        let mut args = arguments(&deployment.flags);
+        args["tensor_parallel_size"] = json!(ranks);
+        args["pipeline_parallel_size"] = json!(1);
+        args
+    }
+
+    /// Tries a block on a node of a kind, and keeps it if all of it starts.
+    fn add(&mut self, kind: usize, size: usize, members: Vec<Deployment>) {
+        if let Some(speeds) = self.try_out(kind, size, &members, &[]) {
+            self.push(size, vec![kind], members, &speeds);
+        }
+    }
+
+    fn push(&mut self, size: usize, kinds: Vec<usize>, members: Vec<Deployment>, speeds: &[f64]) {
+        let serves = members.iter().zip(speeds);
+        let serves = serves.filter_map(|(member, speed)| Some((self.model_of(member)?, 1, *speed)));
+        let serves = serves.collect();
+        self.problem.blocks.push(Block { gpus: size as u64, kinds, serves, is_tight: false });
+        self.made.push(members);
+    }
+
+    /// The model that a deployment is of, among those that are wanted.
+    fn model_of(&self, deployment: &Deployment) -> Option<usize> {
+        self.spec.deployments.iter().position(|one| one.model == deployment.model)
+    }
+
+    /// Tokens a second of each instance of a block; none where one doesn't start at the pessimistic
+    /// end. What runs has started.
+    fn try_out(
+        &self,
+        kind: usize,
+        size: usize,
+        members: &[Deployment],
+        running: &[Running],
+    ) -> Option<Vec<f64>> {
+        let Kind { gpus, devices, .. } = &self.kinds[kind];
+        let devices = devices.get(..size)?.to_vec();
+        let node = Node { name: "block".to_owned(), devices, ..Node::default() };
+        let found = self.cluster.found;
+        let prepared: Vec<_> =
+            members.iter().map(|one| prepare(one, found)).collect::<Result<_, _>>().ok()?;
+        let running: Vec<_> = running
+            .iter()
+            .map(|one| Some((one, prepare(&one.deployment, found).ok()?)))
+            .collect::<Option<_>>()?;
+        let gpus = [gpus[..size].to_vec()];
+        let layout = lay_out(&prepared, &running, &[node], &gpus, &self.cluster.engine);
+        if !layout.missing.is_empty() || layout.seats.iter().any(|seat| seat.risk.is_some()) {
+            return None;
+        }
+        let speed = |member: usize| {
+            let seat = layout.seats.iter().find(|seat| seat.deployment == member)?;
+            let kind = gpus[0].first().and_then(|gpu| gpu.kind);
+            let wanted = &prepared[member];
+            pace::speed(seat, &layout, wanted, kind, self.cluster.constants)
+        };
+        let speed = |member| speed(member).map_or(0.0, |speed| speed.tokens_per_second.mid);
+        Some((0..members.len()).map(speed).collect())
+    }
+
+    /// A block for each distinct instance that runs; gives those of each node.
+    fn add_running(&mut self) -> Vec<Vec<usize>> {
+        let mut of_node = vec![Vec::new(); self.nodes.len()];
+        for running in &self.spec.running {
+            let mut known: BTreeMap<usize, Option<usize>> = BTreeMap::new();
+            for (node, blocks) in of_node.iter_mut().enumerate() {
+                if running.deployment.nodes.matches(&self.nodes[node]) {
+                    let kind = self.kind_of[node];
+                    let block =
+                        known.entry(kind).or_insert_with(|| self.running_block(running, kind));
+                    blocks.extend(*block);
+                }
+            }
+        }
+        of_node
+    }
+
+    fn running_block(&mut self, running: &Running, kind: usize) -> Option<usize> {
+        let args = arguments(&running.deployment.flags);
+        let of = |name: &str| args[name].as_u64().unwrap_or(1).clamp(1, 64) as usize;
+        let ranks = of("tensor_parallel_size") * of("pipeline_parallel_size");
+        let size = ranks.next_power_of_two();
+        let mut member = with_flags(&running.deployment, &args, 0..ranks);
+        member.nodes = NodeRule::Any;
+        let alone = Running { deployment: member.clone(), observed: None };
+        let members = vec![member];
+        let speeds = self.try_out(kind, size, &members, &[alone])?;
+        // It is there already; whether more of it would start is another matter.
+        self.push(size, Vec::new(), members, &speeds);
+        Some(self.made.len() - 1)
+    }
+
+    /// Nodes of a kind on which the same runs are one class.
+    fn add_classes(&mut self, running: &[Vec<usize>]) {
+        let mut classes: BTreeMap<(usize, &[usize]), Vec<usize>> = BTreeMap::new();
+        for (node, blocks) in running.iter().enumerate() {
+            classes.entry((self.kind_of[node], blocks)).or_default().push(node);
+        }
+        for ((kind, blocks), nodes) in classes {
+            self.problem.classes.push(Class {
+                nodes: nodes.len() as u64,
+                gpus: self.kinds[kind].gpus.len() as u64,
+                kind,
+                running: blocks.iter().map(|block| (*block, 1)).collect(),
+            });
+            self.members.push(nodes);
+        }
+    }
+
+    /// What has no demand of its own is asked for what it serves today.
+    fn add_models(&mut self) {
+        for (model, deployment) in self.spec.deployments.iter().enumerate() {
+            let asked = deployment
+                .demand
+                .map(|demand| demand.requests_per_second * f64::from(demand.answer_tokens));
+            let today: f64 = self
+                .problem
+                .classes
+                .iter()
+                .flat_map(|class| class.running.iter().map(move |(block, _)| (class.nodes, *block)))
+                .map(|(nodes, block)| nodes as f64 * self.problem.blocks[block].capacity(model))
+                .sum();
+            self.problem.models.push(Model {
+                need: asked.unwrap_or(today),
+                min: u64::from(deployment.replicas.min),
+                max: u64::from(deployment.replicas.max),
+                priority: 1.0,
+            });
+        }
+    }
+
+    /// The answer as a strategy's text: a deployment for each member of each block and each place on a
+    /// node, with the nodes that have it.
+    fn text(&self, placed: &[OnNode]) -> String {
+        let mut parts: BTreeMap<(&str, usize, usize, usize), Vec<&str>> = BTreeMap::new();
+        let mut next: Vec<std::slice::Iter<'_, usize>> =
+            self.members.iter().map(|all| all.iter()).collect();
+        for on in placed {
+            let Some(node) = next[on.class].next() else { continue };
+            for (block, first) in self.places(on) {
+                for (member, deployment) in self.made[block].iter().enumerate() {
+                    let key = (deployment.model.as_str(), block, member, first);
+                    parts.entry(key).or_default().push(&self.nodes[*node].name);
+                }
+            }
+        }
+        let mut text = format!("\n[strategies.{NAME}]\ntitle = \"the integer program's own\"\n");
+        let mut numbers: BTreeMap<&str, usize> = BTreeMap::new();
+        for ((model, block, member, first), nodes) in parts {
+            let deployment = &self.made[block][member];
+            let number = numbers.entry(model).or_default();
+            *number += 1;
+            let taken = deployment.devices.len();
+            let names: Vec<String> = nodes.iter().map(|name| format!("\"{name}\"")).collect();
+            text.push_str(&format!(
+                "[strategies.{NAME}.models.\"{model}\".deployments.{number}]\nnodes = [{}]\n\
+                 replicas = {}\n{}\nflags = {}\n",
+                names.join(", "),
+                nodes.len(),
+                devices(first..first + taken),
+                inline(&arguments(&deployment.flags))
+            ));
+        }
+        text
+    }
+
+    /// The blocks of a node with their first GPUs: what stays stays where it is, the rest goes to
+    /// aligned windows, the largest first.
+    fn places(&self, on: &OnNode) -> Vec<(usize, usize)> {
+        let class = &self.problem.classes[on.class];
+        let kept = class.running.iter().zip(&on.kept);
+        let kept = kept.flat_map(|((block, _), count)| (0..*count).map(|_| *block));
+        let mut taken = vec![false; class.gpus as usize];
+        let mut places = Vec::new();
+        for block in kept.chain(on.new.iter().copied()) {
+            let size = self.problem.blocks[block].gpus as usize;
+            let mut windows = (0..taken.len()).step_by(size);
+            let is_free = |first: &usize| {
+                taken.get(*first..first + size).is_some_and(|here| here.iter().all(|one| !one))
+            };
+            let Some(first) = windows.find(is_free) else { continue };
+            taken[first..first + size].fill(true);
+            places.push((block, first));
+        }
+        places
+    }
+}
+
+/// A deployment with other flags, on some GPUs of a node of its own.
+fn with_flags(deployment: &Deployment, args: &Value, gpus: Range<usize>) -> Deployment {
+    let flags = serde_json::from_value(args.clone()).unwrap_or_else(|_| deployment.flags.clone());
+    let devices = gpus.map(|index| DeviceSelector::GpuIndex(index as u32)).collect();
+    let replicas = Replicas { min: 1, max: 1 };
+    Deployment { flags, devices, replicas, nodes: NodeRule::Any, ..deployment.clone() }
+}
