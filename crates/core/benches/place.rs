@@ -59,7 +59,7 @@ fn cluster(nodes: u64, gpus: u64, models: usize, kinds: usize, seed: u64) -> Pro
     // Small ones beside each other, at a part of their speed.
     for a in 0..models {
         for b in a + 1..models {
-            if numbers.next() % 4 != 0 {
+            if !numbers.next().is_multiple_of(4) {
                 continue;
             }
             let ((size, one), (_, other)) = (singles[a][0], singles[b][0]);

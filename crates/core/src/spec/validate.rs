@@ -172,6 +172,8 @@ fn strategy(
         }
     }
     let mut merged = overlay::models(models, &change.models);
+    // What runs is no matter of a strategy's, and it may run something else than the strategy wants.
+    merged.values_mut().for_each(|model| model.running = None);
     for left_out in change.without {
         if merged.remove(&left_out).is_none() {
             let message = format!("there is no model `{}` to leave out", left_out.get_ref());

@@ -1,0 +1,230 @@
+//! Strategies side by side: the case of sixteen machines, and what must hold for any.
+
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
+use berth_core::memory::vllm::Engine;
+use berth_core::model::hf_config::Transformer;
+use berth_core::model::known;
+use berth_core::perf::Constants;
+use berth_core::placement::{Found, LocatedModel};
+use berth_core::spec::{EngineKind, Spec};
+use berth_core::strategy::report::{Comparison, StrategyReport};
+use berth_core::strategy::{Cluster, Language, StrategyVerdict, compare};
+use berth_core::units::Bytes;
+
+const CASE: &str = include_str!("../../../examples/medgemma-16x4.toml");
+
+fn found(spec: &Spec) -> Found {
+    let mut found = Found::default();
+    let strategies = spec.strategies.iter().flat_map(|one| &one.spec.deployments);
+    for one in spec.deployments.iter().chain(strategies) {
+        if one.engine == EngineKind::Vllm && one.facts.is_none() {
+            let name = one.source.to_string();
+            let model = Transformer::from_config(&known::find(&name).unwrap().config).unwrap();
+            found.models.insert(one.weights(), LocatedModel::transformer(name, model));
+        }
+        found.assume(std::slice::from_ref(one));
+    }
+    found
+}
+
+fn compared(text: &str) -> Comparison {
+    let spec = Spec::parse("s", text).unwrap();
+    let found = found(&spec);
+    let engine = Engine::of_version(&spec.vllm_version);
+    let constants = &Constants::UNCALIBRATED;
+    compare::compare(&spec, &Cluster { nodes: &[], found: &found, engine, constants }).unwrap()
+}
+
+fn named<'a>(compared: &'a Comparison, name: &str) -> &'a StrategyReport {
+    compared.strategies.iter().find(|one| one.name == name).unwrap_or_else(|| panic!("no {name}"))
+}
+
+/// Each strategy of the case with its verdict, and what is said of it.
+#[test]
+fn the_case() {
+    use StrategyVerdict::{Fits, Impossible, Tight};
+    let compared = compared(CASE);
+    for (name, verdict, says) in [
+        ("1A-lower-090", Impossible, "is less than desired GPU memory utilization (0.1, 2.21 GiB)"),
+        ("1A-lower-090", Impossible, "9.20 GB is a sum over 4 GPUs"),
+        (
+            "1B-lower-093",
+            Impossible,
+            "is less than desired GPU memory utilization (0.07, 1.54 GiB)",
+        ),
+        ("1B-lower-093", Impossible, "6.44 GB is a sum over 4 GPUs"),
+        ("2-dedicate", Impossible, "medgemma-4b on node-0"),
+        (
+            "3A-split-3-1",
+            Impossible,
+            "attention heads (32) must be divisible by tensor parallel size (3)",
+        ),
+        ("3A-split-3-1", Impossible, "there is nothing to add up"),
+        ("3B-ollama", Impossible, "not even one layer fits"),
+        ("3B-ollama", Impossible, "13.00 GB is a sum over 4 GPUs"),
+        ("fewer-sequences", Impossible, "is less than desired GPU memory utilization (0.05"),
+        ("spread", Impossible, "max seq len (8192)"),
+        ("spread-fp8", Tight, "engines share 4 GPUs"),
+        ("pipeline-plus-one", Impossible, "CUDA out of memory"),
+        ("pipeline-plus-one-fp8", Fits, "medgemma-27b runs as fp8"),
+        ("half-fp8", Fits, "medgemma-27b runs as fp8"),
+        ("int4", Fits, "medgemma-27b runs as w4a16"),
+        ("ollama-q8", Impossible, "No available memory for the cache blocks"),
+        ("node-for-newcomer", Fits, "has 997 MiB left"),
+        ("best", Fits, "has 997 MiB left"),
+    ] {
+        let report = named(&compared, name);
+        assert_eq!(report.verdict, verdict, "{name}");
+        let findings = report.reasons.iter().chain(&report.complexity);
+        let beside = report.written.iter().map(|written| &written.finding);
+        let said: Vec<String> = findings.chain(beside).map(ToString::to_string).collect();
+        assert!(said.iter().any(|text| text.contains(says)), "{name}: {said:#?} lacks {says:?}");
+    }
+    assert_eq!(compared.recommended.as_deref(), Some("node-for-newcomer"));
+    assert_eq!(compared.runner_up.as_deref(), Some("best"));
+    let today = compared.today.unwrap();
+    assert_eq!((today.verdict, today.restarts), (Fits, 0));
+    assert_eq!(today.models[0].instances, 16);
+}
+
+/// What other people's scripts rely on.
+#[test]
+fn the_contract() {
+    let json = serde_json::to_value(compared(CASE)).unwrap();
+    for pointer in [
+        "/plan_digest",
+        "/recommended",
+        "/strategies/0/name",
+        "/strategies/0/verdict",
+        "/strategies/0/reasons/0",
+        "/strategies/0/gpus/63/node",
+        "/strategies/0/gpus/63/gpu",
+        "/strategies/0/gpus/63/total_bytes",
+        "/strategies/0/gpus/63/planned_bytes",
+        "/strategies/0/gpus/63/headroom_bytes",
+        "/strategies/0/gpus/63/instances/0/model",
+        "/strategies/0/gpus/63/instances/0/bytes",
+        "/strategies/0/models/0/name",
+        "/strategies/0/models/0/instances",
+        "/strategies/0/models/0/kv_cache_tokens",
+        "/strategies/0/models/0/max_concurrency",
+        "/strategies/0/models/0/tokens_per_second/low",
+        "/strategies/0/models/0/tokens_per_second/mid",
+        "/strategies/0/models/0/tokens_per_second/high",
+        "/strategies/0/restarts",
+        "/strategies/15/solver/objective",
+        "/strategies/15/solver/bound",
+        "/strategies/15/solver/gap",
+        "/strategies/15/solver/ms",
+    ] {
+        assert!(json.pointer(pointer).is_some_and(|value| !value.is_null()), "{pointer}");
+    }
+}
+
+/// What fits has room on each GPU, not in their sum.
+#[test]
+fn what_fits_fits_on_every_gpu() {
+    for report in compared(CASE).strategies {
+        if report.verdict == StrategyVerdict::Impossible {
+            continue;
+        }
+        for gpu in &report.gpus {
+            let held: Bytes = gpu.instances.iter().map(|share| share.bytes).sum();
+            assert_eq!(held, gpu.planned_bytes, "{} {}", report.name, gpu.gpu);
+            assert!(gpu.planned_bytes + gpu.headroom_bytes <= gpu.total_bytes, "{}", report.name);
+        }
+        let least = report.gpus.iter().filter(|gpu| !gpu.instances.is_empty());
+        let least = least.map(|gpu| gpu.headroom_bytes).min().unwrap();
+        assert!(report.worst.unwrap().headroom_bytes >= least);
+    }
+}
+
+/// The order of a file's sections and of its nodes is no input.
+#[test]
+fn the_order_of_the_file_does_not_matter() {
+    let mut sections: Vec<String> = Vec::new();
+    for line in CASE.lines() {
+        if line.starts_with('[') || sections.is_empty() {
+            sections.push(String::new());
+        }
+        sections.last_mut().unwrap().push_str(&format!("{line}\n"));
+    }
+    sections.reverse();
+    let nodes = "names = \"node-[0-15]\"\ngpu = \"A10\"\ngpus = 4";
+    let apart: Vec<String> = (0..16)
+        .rev()
+        .map(|n| format!("[[cluster.nodes]]\nnames = \"node-{n}\"\ngpu = \"A10\"\ngpus = 4\n"))
+        .collect();
+    let turned =
+        sections.concat().replace(&format!("[[cluster.nodes]]\n{nodes}\n"), &apart.concat());
+    assert!(!turned.contains("node-[0-15]\"\ngpu"), "the nodes are apart");
+    let text = |compared: &Comparison| serde_json::to_string(compared).unwrap();
+    assert_eq!(text(&compared(&turned)), text(&compared(CASE)));
+}
+
+/// A strategy that is found can be put into the file, and is the same there.
+#[test]
+fn what_is_found_can_be_written_down() {
+    let first = compared(CASE);
+    let found: Vec<&StrategyReport> =
+        first.strategies.iter().filter(|report| report.is_found).collect();
+    assert!(found.len() > 8);
+    let texts: Vec<String> = found.iter().map(|report| report.toml.clone().unwrap()).collect();
+    let second = compared(&format!("{CASE}\n{}", texts.concat()));
+    for report in found {
+        let written = named(&second, &report.name);
+        assert_eq!(written.plan_digest, report.plan_digest, "{}", report.name);
+        assert!(!written.is_found);
+    }
+}
+
+/// Once the recommended strategy runs, it asks for nothing more.
+#[test]
+fn what_runs_as_recommended_is_left_alone() {
+    let best = compared(CASE);
+    let best = named(&best, "node-for-newcomer");
+    let flags = best.toml.as_ref().unwrap().lines().filter(|line| line.starts_with("flags"));
+    let flags: Vec<&str> = flags.collect();
+    let running =
+        CASE.replace("nodes = \"node-[0-15]\"\n# What", "nodes = \"node-[1-15]\"\n# What");
+    let text = format!(
+        "{running}\n[models.medgemma-4b.running]\nnodes = \"node-0\"\n{}\n{}",
+        flags[1],
+        best.toml.as_ref().unwrap()
+    );
+    let text = text.replace("replicas = { min = 1, max = 4 }", "replicas = 1");
+    let report = compared(&text);
+    assert_eq!(named(&report, "node-for-newcomer").restarts, 0);
+    assert!(named(&report, "node-for-newcomer").verdict == StrategyVerdict::Fits);
+}
+
+/// Nothing is left in English, but for what engines say.
+#[test]
+fn everything_is_said_in_spanish_too() {
+    let compared = compared(CASE);
+    let reports = compared.strategies.iter();
+    let mut count = 0;
+    for finding in reports.flat_map(|report| report.reasons.iter().chain(&report.complexity)) {
+        let (english, spanish) = (finding.say(Language::English), finding.say(Language::Spanish));
+        let notes = matches!(finding, berth_core::strategy::words::Finding::Note { .. });
+        assert!(english != spanish || notes, "{english}");
+        count += 1;
+    }
+    assert!(count > 40);
+}
+
+/// Another machine never makes the best worse, and another kind of GPU changes the answer.
+#[test]
+fn more_and_larger_machines_help() {
+    let more = CASE.replace("names = \"node-[0-15]\"\ngpu", "names = \"node-[0-16]\"\ngpu");
+    let (before, after) = (compared(CASE), compared(&more));
+    let kept = |compared: &Comparison| {
+        let report = named(compared, "best");
+        report.models.iter().find(|model| model.name == "medgemma-27b").unwrap().capacity.unwrap()
+    };
+    assert!(kept(&after) >= kept(&before));
+    let larger = CASE.replace("gpu = \"A10\"", "gpu = \"L40S\"");
+    let spread = compared(&larger);
+    assert_eq!(named(&spread, "spread").verdict, StrategyVerdict::Fits);
+}
