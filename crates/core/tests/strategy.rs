@@ -228,3 +228,20 @@ fn more_and_larger_machines_help() {
     let spread = compared(&larger);
     assert_eq!(named(&spread, "spread").verdict, StrategyVerdict::Fits);
 }
+
+/// The documents have every strategy, no markup from outside, and need nothing else.
+#[test]
+fn documents_are_whole() {
+    use berth_core::strategy::document::{html, markdown};
+    let mut compared = compared(CASE);
+    compared.strategies[0].title = Some("<script>alert(1)</script>".to_owned());
+    for language in [Language::English, Language::Spanish] {
+        let (page, text) = (html(&compared, language), markdown(&compared, language));
+        for one in &compared.strategies {
+            assert!(page.contains(&one.name) && text.contains(&one.name), "{}", one.name);
+        }
+        assert!(!page.contains("<script") && !page.contains("http:") && !page.contains("src="));
+        assert!(page.contains("<svg") && text.contains("█"));
+    }
+    assert!(html(&compared, Language::Spanish).contains("recomendada: node-for-newcomer"));
+}

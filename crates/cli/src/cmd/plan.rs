@@ -10,7 +10,9 @@ use berth_core::placement::Planned;
 use berth_core::report::PlanVerdict;
 use berth_core::spec::Spec;
 use berth_core::strategy::evaluate::{Candidate, evaluate};
-use berth_core::strategy::{Cluster, Language, StrategyVerdict, Today, compare};
+use berth_core::strategy::{
+    Cluster, Comparison, Language, StrategyVerdict, Today, compare, document,
+};
 use serde_json::json;
 
 use super::calibrate;
@@ -70,11 +72,32 @@ fn on_a_cluster(state: &Path, spec: Spec, args: &ComparingArgs) -> Result<ExitCo
 fn compared(spec: &Spec, cluster: &Cluster<'_>, args: &ComparingArgs) -> Result<ExitCode, Failure> {
     let language = if args.lang == "es" { Language::Spanish } else { Language::English };
     let compared = compare::compare(spec, cluster).map_err(Failure::bad_spec)?;
+    if let Some(file) = &args.report {
+        write(file, &compared, language)?;
+    }
     match args.plan.json {
         true => output::json(&compared)?,
         false => output::data(&comparison::all(&compared, language)),
     }
     Ok(code(compared.recommended.is_some()))
+}
+
+/// Writes the comparison as a document; the file's ending says which.
+fn write(file: &Path, compared: &Comparison, language: Language) -> Result<(), Failure> {
+    let text = match file.extension().and_then(|ending| ending.to_str()) {
+        Some("md") => document::markdown(compared, language),
+        Some("html") => document::html(compared, language),
+        _ => {
+            let error = anyhow::anyhow!("{} is neither .md nor .html", file.display());
+            return Err(Failure::bad_spec(error).hint("name a file such as report.html"));
+        }
+    };
+    std::fs::write(file, text).map_err(|error| {
+        let what = format!("the report {} can't be written", file.display());
+        Failure::new(anyhow::Error::new(error).context(what)).hint("name another one with --report")
+    })?;
+    output::talk(&format!("written: {}", file.display()));
+    Ok(())
 }
 
 fn code(fits: bool) -> ExitCode {

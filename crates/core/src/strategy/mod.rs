@@ -1,6 +1,7 @@
 //! Strategies: named ways to run what is wanted, set side by side.
 //!
 //! - [`best`]: the one that the integer program finds
+//! - [`document`]: the comparison as Markdown and HTML
 //! - [`evaluate`]: what becomes of one, on every GPU
 //! - [`find`]: strategies that nobody wrote down, in the form in which users write theirs
 //! - [`compare`]: all of them, and the one that is recommended
@@ -9,6 +10,7 @@
 
 pub mod best;
 pub mod compare;
+pub mod document;
 pub mod evaluate;
 pub mod find;
 pub mod report;

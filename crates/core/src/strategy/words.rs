@@ -330,6 +330,7 @@ pub fn verdict(verdict: StrategyVerdict, language: Language) -> &'static str {
 const HEADINGS: &[(&str, &str)] = &[
     ("GPU", "GPU"),
     ("after", "después"),
+    ("all strategies", "todas las estrategias"),
     ("before", "antes"),
     ("has", "tiene"),
     ("instances", "instancias"),
@@ -345,6 +346,7 @@ const HEADINGS: &[(&str, &str)] = &[
     ("runner-up", "segunda"),
     ("speed", "tokens/s"),
     ("strategy", "estrategia"),
+    ("title", "Estrategias comparadas"),
     ("tokens", "tokens"),
     ("verdict", "veredicto"),
 ];
@@ -356,6 +358,7 @@ pub fn heading(english: &'static str, language: Language) -> &'static str {
         "los tokens por segundo vienen de un modelo roofline sin calibrar: con un margen de la mitad",
     );
     match (english, language) {
+        ("title", Language::English) => "Strategies compared",
         ("keep", Language::English) => "to keep it, put this into the spec:",
         ("keep", Language::Spanish) => "para conservarla, añada esto a la especificación:",
         ("speeds", Language::English) => SPEEDS.0,
