@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use berth_core::strategy::what_if::WhatIf;
 use berth_core::units::Bytes;
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
@@ -32,6 +33,8 @@ pub(crate) enum Command {
     Calibrate(CalibrateArgs),
     /// Which model goes where, and why; changes nothing
     Plan(ComparingArgs),
+    /// Why a model is where it is, why not elsewhere, and what is in the way
+    Explain(ExplainArgs),
     /// Make the plan so, and leave it running
     Apply(PlanArgs),
     /// Plan, apply, and serve until Ctrl-C, which stops what was started
@@ -157,15 +160,27 @@ pub(crate) struct ComparingArgs {
     /// Write the comparison as a document too: .md or .html
     #[arg(long, value_name = "FILE", requires = "compare")]
     pub(crate) report: Option<PathBuf>,
+    /// Show what would become of it: add=4 nodes, lose=NODE, gpu=KIND, demand=2 times; may be repeated
+    #[arg(long, value_name = "CHANGE", conflicts_with = "compare")]
+    pub(crate) what_if: Vec<WhatIf>,
     /// The language of the report
     #[arg(long, value_name = "LANGUAGE", default_value = "en", value_parser = ["en", "es"])]
     pub(crate) lang: String,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ExplainArgs {
+    /// A model, a deployment or a node
+    pub(crate) what: String,
+    #[command(flatten)]
+    pub(crate) plan: PlanArgs,
 }
 
 const PLAN_EXAMPLES: &str = "Examples:
   berth plan -f examples/two-models.toml
   berth plan -f examples/medgemma-16x4.toml --compare
   berth plan -f examples/medgemma-16x4.toml --strategy 1A-lower-090
+  berth plan -f examples/medgemma-16x4.toml --strategy half-fp8 --what-if lose=node-3
   berth plan -f examples/medgemma-16x4.toml --compare --report report.html --lang es";
 
 #[derive(Debug, ClapArgs)]

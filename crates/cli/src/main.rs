@@ -26,6 +26,7 @@ fn run(args: args::Args) -> Result<ExitCode, failure::Failure> {
         Command::Fit(fit) => cmd::fit::run(&args.state, &fit),
         Command::Calibrate(calibrate) => cmd::calibrate::run(&args.state, &calibrate),
         Command::Plan(plan) => cmd::plan::run(&args.state, &plan),
+        Command::Explain(explain) => cmd::explain::run(&args.state, &explain),
         Command::Apply(apply) => cmd::apply::run(&args.state, &apply),
         Command::Up(up) => cmd::up::run(&args.state, &up),
         Command::Serve(serve) => cmd::serve::run(&args.state, &serve),

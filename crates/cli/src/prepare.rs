@@ -7,14 +7,18 @@ use std::path::Path;
 
 use berth_cluster::local::{self, StateDir};
 use berth_control::Journal;
+use berth_core::memory::vllm::{Calibration, Engine};
+use berth_core::perf::Constants;
 use berth_core::placement::{self, Found, LocatedModel, Planned};
 use berth_core::spec::error::nearest;
 use berth_core::spec::{Deployment, EngineKind, Spec, Strategy};
+use berth_core::strategy::{Cluster, compare};
 use berth_core::{Inventory, Plan};
 use berth_engines::binary;
 use berth_engines::source::{self, ConfigSourceError, Hub};
 
 use crate::args::PlanArgs;
+use crate::cmd::calibrate;
 use crate::failure::Failure;
 use crate::output;
 
@@ -103,12 +107,47 @@ pub(crate) fn plan(
     Ok(planned)
 }
 
-/// The models of a spec and of all its strategies.
-pub(crate) fn all_models(spec: &Spec, base: &Path) -> Result<Found, Failure> {
-    let mut deployments = spec.deployments.clone();
-    deployments.extend(spec.running.iter().map(|running| running.deployment.clone()));
-    deployments.extend(spec.strategies.iter().flat_map(|one| one.spec.deployments.clone()));
-    Ok(Found { models: models(&deployments, base)?, ..Found::default() })
+/// A spec for machines that are planned for, with all that planning needs.
+pub(crate) struct Planning {
+    pub(crate) spec: Spec,
+    found: Found,
+    calibration: Calibration,
+}
+
+impl Planning {
+    pub(crate) fn new(state: &Path, file: &Path, spec: Spec) -> Result<Self, Failure> {
+        if spec.cluster.nodes.is_empty() {
+            let error = anyhow::anyhow!("the spec has no machines to plan for");
+            return Err(Failure::bad_spec(error).hint(
+                "add some, as in\n    [[cluster.nodes]]\n    names = \"node-[0-15]\"\n    \
+                 gpu = \"A10\"\n    gpus = 4",
+            ));
+        }
+        let mut deployments = spec.deployments.clone();
+        deployments.extend(spec.running.iter().map(|running| running.deployment.clone()));
+        deployments.extend(spec.strategies.iter().flat_map(|one| one.spec.deployments.clone()));
+        let models = models(&deployments, base(file))?;
+        let calibration = calibrate::with_builtin(state)?;
+        Ok(Self { spec, found: Found { models, ..Found::default() }, calibration })
+    }
+
+    /// What strategies are tried on.
+    pub(crate) fn cluster(&self) -> Cluster<'_> {
+        let version = &self.spec.vllm_version;
+        let engine = Engine { calibration: &self.calibration, ..Engine::of_version(version) };
+        let constants = &Constants::UNCALIBRATED;
+        Cluster { nodes: &[], found: &self.found, engine, constants }
+    }
+
+    /// The spec's own strategy of a name, or one that is found.
+    pub(crate) fn strategy(&self, name: &str) -> Result<Strategy, Failure> {
+        strategy_of(&compare::all(&self.spec, &self.cluster()), name).cloned()
+    }
+
+    /// Adds the models that a found strategy says only the names of.
+    pub(crate) fn assume(&mut self, spec: &Spec) {
+        self.found.assume(&spec.deployments);
+    }
 }
 
 /// Every plan that says it fits passes the independent checker first.

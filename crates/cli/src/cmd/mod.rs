@@ -3,6 +3,7 @@
 pub(crate) mod apply;
 pub(crate) mod calibrate;
 pub(crate) mod down;
+pub(crate) mod explain;
 pub(crate) mod fit;
 pub(crate) mod plan;
 pub(crate) mod schema;

@@ -4,22 +4,18 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use berth_control::Journal;
-use berth_core::memory::vllm::Engine;
-use berth_core::perf::Constants;
 use berth_core::placement::Planned;
 use berth_core::report::PlanVerdict;
-use berth_core::spec::Spec;
-use berth_core::strategy::evaluate::{Candidate, evaluate};
-use berth_core::strategy::{
-    Cluster, Comparison, Language, StrategyVerdict, Today, compare, document,
-};
+use berth_core::spec::{Spec, Strategy};
+use berth_core::strategy::conflict::{self, Conflict};
+use berth_core::strategy::what_if::WhatIf;
+use berth_core::strategy::{Comparison, Language, StrategyVerdict, Today, compare, document};
 use serde_json::json;
 
-use super::calibrate;
 use crate::args::ComparingArgs;
 use crate::failure::{DOES_NOT_FIT, Failure};
 use crate::output::{self, comparison};
-use crate::prepare;
+use crate::prepare::{self, Planning};
 
 pub(crate) fn run(state: &Path, args: &ComparingArgs) -> Result<ExitCode, Failure> {
     let spec = prepare::spec(&args.plan.file)?;
@@ -34,44 +30,74 @@ pub(crate) fn run(state: &Path, args: &ComparingArgs) -> Result<ExitCode, Failur
 
 /// Plans for machines without looking at them.
 fn on_a_cluster(state: &Path, spec: Spec, args: &ComparingArgs) -> Result<ExitCode, Failure> {
-    if spec.cluster.nodes.is_empty() {
-        return Err(Failure::bad_spec(anyhow::anyhow!("there are no machines to compare strategies on"))
-            .hint("add some, as in\n    [[cluster.nodes]]\n    names = \"node-[0-15]\"\n    gpu = \"A10\"\n    gpus = 4"));
-    }
-    let calibration = calibrate::with_builtin(state)?;
-    let found = prepare::all_models(&spec, prepare::base(&args.plan.file))?;
-    let engine = Engine { calibration: &calibration, ..Engine::of_version(&spec.vllm_version) };
-    let constants = &Constants::UNCALIBRATED;
-    let cluster = Cluster { nodes: &[], found: &found, engine, constants };
+    let mut planning = Planning::new(state, &args.plan.file, spec)?;
     if args.compare {
-        return compared(&spec, &cluster, args);
+        return compared(&planning, args);
     }
-    let today = compare::today(&spec, &cluster).map_err(Failure::bad_spec)?;
-    let today = today.as_ref().map(Today::new).unwrap_or_default();
-    let report = match args.plan.strategy.as_deref() {
-        None => {
-            let (name, spec) = ("as written", &spec);
-            let candidate =
-                Candidate { name, title: None, is_found: false, written: None, toml: None, spec };
-            evaluate(&cluster, &candidate, &today)
-        }
-        Some(name) => {
-            let strategies = compare::all(&spec, &cluster);
-            let one = prepare::strategy_of(&strategies, name)?;
-            compare::evaluate_one(one, &cluster, &today)
-        }
+    let strategy = match args.plan.strategy.as_deref() {
+        Some(name) => planning.strategy(name)?,
+        None => Strategy {
+            name: "as-written".to_owned(),
+            title: None,
+            written: None,
+            toml: None,
+            spec: planning.spec.clone(),
+        },
     };
-    let report = report.map_err(Failure::bad_spec)?;
-    match args.plan.json {
-        true => output::json(&report)?,
-        false => output::data(&comparison::one(&report, Language::English)),
+    planning.assume(&strategy.spec);
+    let cluster = planning.cluster();
+    let today = compare::today(&planning.spec, &cluster).map_err(Failure::bad_spec)?;
+    let today = today.as_ref().map(Today::new).unwrap_or_default();
+    let evaluate = |strategy: &Strategy| {
+        compare::evaluate_one(strategy, &cluster, &today).map_err(Failure::bad_spec)
+    };
+    let report = evaluate(&strategy)?;
+    let conflict = conflict::conflict(&strategy.spec, &cluster);
+    let conflict = conflict.map_err(Failure::bad_spec)?;
+    let changed = changed(&strategy, &args.what_if)?.map(|one| evaluate(&one)).transpose()?;
+    if args.plan.json {
+        let what_if = changed.as_ref();
+        output::json(&json!({ "plan": report, "conflict": conflict, "what_if": what_if }))?;
+    } else {
+        let language = language(args);
+        match &changed {
+            None => output::data(&comparison::one(&report, language)),
+            Some(changed) => {
+                let changes: Vec<String> = args.what_if.iter().map(ToString::to_string).collect();
+                let text = comparison::what_if(&report, changed, &changes.join(", "), language);
+                output::data(&text);
+            }
+        }
+        if conflict != Conflict::default() {
+            output::data(&comparison::conflict(&conflict, language));
+        }
     }
-    Ok(code(report.verdict != StrategyVerdict::Impossible))
+    let last = changed.as_ref().unwrap_or(&report);
+    Ok(code(last.verdict != StrategyVerdict::Impossible))
 }
 
-fn compared(spec: &Spec, cluster: &Cluster<'_>, args: &ComparingArgs) -> Result<ExitCode, Failure> {
-    let language = if args.lang == "es" { Language::Spanish } else { Language::English };
-    let compared = compare::compare(spec, cluster).map_err(Failure::bad_spec)?;
+/// The strategy with all changes that are asked about; none where there are none.
+fn changed(strategy: &Strategy, changes: &[WhatIf]) -> Result<Option<Strategy>, Failure> {
+    if changes.is_empty() {
+        return Ok(None);
+    }
+    let mut changed = strategy.clone();
+    for change in changes {
+        changed.spec = change.apply(&changed.spec).map_err(|error| {
+            Failure::bad_spec(error).hint("write add=4, lose=NODE, gpu=KIND or demand=2")
+        })?;
+    }
+    Ok(Some(changed))
+}
+
+fn language(args: &ComparingArgs) -> Language {
+    if args.lang == "es" { Language::Spanish } else { Language::English }
+}
+
+fn compared(planning: &Planning, args: &ComparingArgs) -> Result<ExitCode, Failure> {
+    let language = language(args);
+    let compared =
+        compare::compare(&planning.spec, &planning.cluster()).map_err(Failure::bad_spec)?;
     if let Some(file) = &args.report {
         write(file, &compared, language)?;
     }

@@ -1,5 +1,6 @@
 //! Strategies side by side, for a terminal.
 
+use berth_core::strategy::conflict::Conflict;
 use berth_core::strategy::report::{
     Comparison, GpuReport, ModelReport, StrategyReport, StrategyVerdict,
 };
@@ -128,6 +129,57 @@ fn gpu_row(nodes: &str, gpu: &GpuReport) -> Vec<String> {
         gpu.headroom_bytes.to_string(),
         shares.collect::<Vec<_>>().join(" + "),
     ]
+}
+
+/// A plan beside what would become of it.
+pub(crate) fn what_if(
+    plan: &StrategyReport,
+    changed: &StrategyReport,
+    changes: &str,
+    language: Language,
+) -> String {
+    let text = |key| words::heading(key, language);
+    let verdict = |one: &StrategyReport| words::verdict(one.verdict, language);
+    let mut out = vec![format!("{}: {} -> {}", changes, verdict(plan), verdict(changed))];
+    let worse: Vec<&Finding> =
+        changed.reasons.iter().filter(|reason| !plan.reasons.contains(reason)).collect();
+    out.extend(worse.iter().map(|reason| format!("  - {}", reason.say(language))));
+    let mut rows = vec![row([
+        text("model"),
+        text("instances"),
+        text("tokens"),
+        text("speed"),
+        text("unserved"),
+    ])];
+    for after in &changed.models {
+        let before = plan.models.iter().find(|model| model.name == after.name);
+        let of = |figure: &dyn Fn(&ModelReport) -> String| {
+            format!("{} -> {}", before.map_or("-".to_owned(), figure), figure(after))
+        };
+        rows.push(vec![
+            after.name.clone(),
+            of(&|model| model.instances.to_string()),
+            of(&|model| model.kv_cache_tokens.to_string()),
+            of(&|model| format!("{:.0}", model.tokens_per_second.mid)),
+            of(&|model| format!("{:.2}", model.unserved_requests_per_second)),
+        ]);
+    }
+    out.extend([String::new(), table(&rows)]);
+    out.join("\n")
+}
+
+/// What can't hold together, and what would help.
+pub(crate) fn conflict(conflict: &Conflict, language: Language) -> String {
+    let text = |key| words::heading(key, language);
+    let mut out = vec![format!("\n{}", text("cannot hold"))];
+    out.extend(conflict.cannot_hold.iter().map(|one| format!("  - {one}")));
+    if conflict.relaxations.is_empty() {
+        out.push(text("no single change").to_owned());
+    } else {
+        out.push(text("any one").to_owned());
+        out.extend(conflict.relaxations.iter().map(|one| format!("  - {one}")));
+    }
+    out.join("\n")
 }
 
 fn model_row(model: &ModelReport) -> Vec<String> {

@@ -56,7 +56,8 @@ pub struct RawStrategy {
     pub models: BTreeMap<Spanned<String>, RawModel>,
 }
 
-/// A sum that somebody wrote down: over all GPUs of a node, in GB.
+/// A sum that somebody wrote down: over all GPUs of a node, in thousands of MiB, as sums over
+/// nvidia-smi's figures are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RawWritten {

@@ -71,15 +71,37 @@ impl Today {
     }
 }
 
-/// A strategy, laid out.
-pub(super) struct Trial<'a> {
+/// A spec, laid out on its nodes.
+pub(super) struct Laid<'a> {
+    pub(super) spec: &'a Spec,
+    pub(super) cluster: &'a Cluster<'a>,
     pub(super) nodes: &'a [Node],
     pub(super) gpus: &'a [Vec<Gpu>],
     pub(super) wanted: &'a [Prepared<'a>],
+    pub(super) running: &'a [(&'a Running, Prepared<'a>)],
     pub(super) layout: &'a Layout,
-    spec: &'a Spec,
-    running: &'a [(&'a Running, Prepared<'a>)],
-    cluster: &'a Cluster<'a>,
+}
+
+/// Lays a spec out, and looks at it.
+///
+/// # Errors
+/// Where nothing is known of a model.
+pub(super) fn lay<T>(
+    cluster: &Cluster<'_>,
+    spec: &Spec,
+    look: impl FnOnce(&Laid<'_>) -> T,
+) -> Result<T, PlanError> {
+    let nodes = nodes(cluster, spec);
+    let gpus = gpus(nodes);
+    let wanted = spec.deployments.iter().map(|one| prepare(one, cluster.found));
+    let wanted: Vec<Prepared<'_>> = wanted.collect::<Result<_, _>>()?;
+    let running = spec.running.iter();
+    let running: Vec<_> = running
+        .map(|one| Ok((one, prepare(&one.deployment, cluster.found)?)))
+        .collect::<Result<_, PlanError>>()?;
+    let layout = lay_out(&wanted, &running, nodes, &gpus, &cluster.engine);
+    let (gpus, wanted, running, layout) = (&gpus, &wanted, &running, &layout);
+    Ok(look(&Laid { spec, cluster, nodes, gpus, wanted, running, layout }))
 }
 
 /// Lays a strategy out, and says what becomes of it.
@@ -91,26 +113,7 @@ pub fn evaluate(
     candidate: &Candidate<'_>,
     today: &Today,
 ) -> Result<StrategyReport, PlanError> {
-    let spec = candidate.spec;
-    let nodes = nodes(cluster, spec);
-    let gpus = gpus(nodes);
-    let wanted = spec.deployments.iter().map(|one| prepare(one, cluster.found));
-    let wanted: Vec<Prepared<'_>> = wanted.collect::<Result<_, _>>()?;
-    let running = spec.running.iter();
-    let running: Vec<_> = running
-        .map(|one| Ok((one, prepare(&one.deployment, cluster.found)?)))
-        .collect::<Result<_, PlanError>>()?;
-    let layout = lay_out(&wanted, &running, nodes, &gpus, &cluster.engine);
-    let trial = Trial {
-        nodes,
-        gpus: &gpus,
-        wanted: &wanted,
-        layout: &layout,
-        spec,
-        running: &running,
-        cluster,
-    };
-    Ok(trial.report(candidate, today))
+    lay(cluster, candidate.spec, |laid| laid.report(candidate, today))
 }
 
 /// The machines of a strategy.
@@ -135,7 +138,7 @@ fn left(gpu: &SharedGpu) -> Bytes {
     gpu.total - gpu.used().max(gpu.peak)
 }
 
-impl Trial<'_> {
+impl Laid<'_> {
     fn report(&self, candidate: &Candidate<'_>, today: &Today) -> StrategyReport {
         let worst = self.worst();
         let complexity = self.complexity();
@@ -421,7 +424,7 @@ impl Trial<'_> {
             others.map(|(_, bytes)| *bytes).sum::<Bytes>() + gpu.foreign
         };
         let free: Vec<Bytes> = gpus.iter().map(|gpu| gpu.total - residents(gpu)).collect();
-        let free_gb = free.iter().map(|bytes| bytes.0 as f64 / 1e9).sum();
+        let free_gb = free.iter().map(|bytes| bytes.as_mib() / 1000.0).sum();
         let one = free.iter().copied().max().unwrap_or_default();
         let needed = self.needs(newcomer, node);
         let missing = &self.layout.missing;

@@ -5,15 +5,21 @@
 //! - [`evaluate`]: what becomes of one, on every GPU
 //! - [`find`]: strategies that nobody wrote down, in the form in which users write theirs
 //! - [`compare`]: all of them, and the one that is recommended
+//! - [`conflict`]: what can't hold together, and what would help
+//! - [`explain`]: why something is where it is, and not elsewhere
+//! - [`what_if`]: other machines, other demand
 //! - [`report`]: the values that come out
 //! - [`words`]: the same in English and Spanish sentences
 
 pub mod best;
 pub mod compare;
+pub mod conflict;
 pub mod document;
 pub mod evaluate;
+pub mod explain;
 pub mod find;
 pub mod report;
+pub mod what_if;
 pub mod words;
 
 pub use compare::compare;

@@ -96,7 +96,8 @@ pub struct WrittenBeside {
     pub written: Written,
     /// The node that it is about.
     pub node: String,
-    /// What is left on all its GPUs together before the newcomer, in GB: the sum that was meant.
+    /// What is left on all its GPUs together before the newcomer: the sum that was meant, in thousands of
+    /// MiB, as sums over nvidia-smi's figures are.
     pub free_gb: f64,
     /// What is left on the emptiest of its GPUs: all that a model on one GPU can have.
     pub free_bytes_of_one_gpu: Bytes,

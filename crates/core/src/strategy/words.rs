@@ -344,29 +344,44 @@ const HEADINGS: &[(&str, &str)] = &[
     ("requests", "peticiones"),
     ("restarts", "reinicios"),
     ("runner-up", "segunda"),
-    ("speed", "tokens/s"),
     ("strategy", "estrategia"),
-    ("title", "Estrategias comparadas"),
     ("tokens", "tokens"),
     ("verdict", "veredicto"),
 ];
 
-/// A heading or a fixed sentence.
-pub fn heading(english: &'static str, language: Language) -> &'static str {
-    const SPEEDS: (&str, &str) = (
+/// Fixed sentences by key: English, Spanish.
+const SENTENCES: &[(&str, &str, &str)] = &[
+    ("any one", "any one of these would do:", "cualquiera de estos cambios bastaría:"),
+    ("cannot hold", "these can't hold together:", "esto no puede cumplirse a la vez:"),
+    (
+        "keep",
+        "to keep it, put this into the spec:",
+        "para conservarla, añada esto a la especificación:",
+    ),
+    (
+        "no single change",
+        "no single change makes room for all of it",
+        "ningún cambio por sí solo hace sitio para todo",
+    ),
+    (
+        "speeds",
         "tokens a second are from a roofline that no measurement was fitted to: within a half either way",
         "los tokens por segundo vienen de un modelo roofline sin calibrar: con un margen de la mitad",
-    );
-    match (english, language) {
-        ("title", Language::English) => "Strategies compared",
-        ("keep", Language::English) => "to keep it, put this into the spec:",
-        ("keep", Language::Spanish) => "para conservarla, añada esto a la especificación:",
-        ("speeds", Language::English) => SPEEDS.0,
-        ("speeds", Language::Spanish) => SPEEDS.1,
-        ("speed", Language::English) => "tokens/s",
-        (other, Language::English) => other,
-        (other, Language::Spanish) => {
-            HEADINGS.iter().find(|(known, _)| *known == other).map_or(other, |(_, spanish)| spanish)
+    ),
+    ("speed", "tokens/s", "tokens/s"),
+    ("title", "Strategies compared", "Estrategias comparadas"),
+    ("unserved", "unserved requests/s", "peticiones/s sin atender"),
+];
+
+/// A heading or a fixed sentence.
+pub fn heading(key: &'static str, language: Language) -> &'static str {
+    if let Some((_, english, spanish)) = SENTENCES.iter().find(|(known, ..)| *known == key) {
+        return if language == Language::Spanish { spanish } else { english };
+    }
+    match language {
+        Language::English => key,
+        Language::Spanish => {
+            HEADINGS.iter().find(|(known, _)| *known == key).map_or(key, |(_, spanish)| spanish)
         }
     }
 }
