@@ -24,8 +24,17 @@ const PORTABLE: (&str, &str) = (
 );
 const PORTABLE_SCRIPT: &str = include_str!("portable_llama_server.py");
 /// What the first of them is built for, by the names of /proc/cpuinfo.
-const NEEDED_FLAGS: &[&str] =
-    &["avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512vbmi"];
+const NEEDED_FLAGS: &[&str] = &[
+    "avx512f",
+    "avx512bw",
+    "avx512dq",
+    "avx512vl",
+    "avx512_vnni",
+    "avx512_bf16",
+    "avx512vbmi",
+    // AMD has it only since Zen 5: on Zen 4 the wheel dies of SIGILL.
+    "avx_vnni",
+];
 /// OpenAI's own client, for the tests.
 const OPENAI: &str = "openai==3.54.0";
 

@@ -37,6 +37,8 @@ pub(crate) enum Command {
     Explain(ExplainArgs),
     /// Make the plan so, and leave it running
     Apply(PlanArgs),
+    /// Bring the plan before the one in force back, or the last one of a strategy
+    Rollback(RollbackArgs),
     /// Plan, apply, and serve until Ctrl-C, which stops what was started
     Up(UpArgs),
     /// Watch over what is applied and serve it; Ctrl-C leaves the engines running
@@ -166,6 +168,16 @@ pub(crate) struct ComparingArgs {
     /// The language of the report
     #[arg(long, value_name = "LANGUAGE", default_value = "en", value_parser = ["en", "es"])]
     pub(crate) lang: String,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct RollbackArgs {
+    /// The strategy whose last plan is meant
+    #[arg(value_name = "STRATEGY")]
+    pub(crate) strategy: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, ClapArgs)]

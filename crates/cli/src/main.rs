@@ -28,6 +28,7 @@ fn run(args: args::Args) -> Result<ExitCode, failure::Failure> {
         Command::Plan(plan) => cmd::plan::run(&args.state, &plan),
         Command::Explain(explain) => cmd::explain::run(&args.state, &explain),
         Command::Apply(apply) => cmd::apply::run(&args.state, &apply),
+        Command::Rollback(rollback) => cmd::rollback::run(&args.state, &rollback),
         Command::Up(up) => cmd::up::run(&args.state, &up),
         Command::Serve(serve) => cmd::serve::run(&args.state, &serve),
         Command::Status(status) => cmd::status::run(&args.state, &status),

@@ -234,7 +234,9 @@ pub(crate) fn status(status: &Status) -> String {
             &why,
         ]));
     }
-    let mut out = vec![format!("plan {digest}, {watched}"), String::new(), devices(status)];
+    let strategy = status.strategy.as_ref().map_or(String::new(), |name| format!(" ({name})"));
+    let head = format!("plan {digest}{strategy}, {watched}");
+    let mut out = vec![head, String::new(), devices(status)];
     if status.instances.is_empty() {
         out.push("no instances".to_owned());
     } else {

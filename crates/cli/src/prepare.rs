@@ -101,8 +101,9 @@ pub(crate) fn plan(
     let found = Found { folder, binaries, models };
     let inventory = inventory(journal)?;
     let current = journal.current()?.map(|journalled| journalled.plan);
-    let planned =
+    let mut planned =
         placement::plan(&spec, &inventory, &found, current.as_ref()).map_err(Failure::bad_spec)?;
+    planned.plan.strategy.clone_from(&args.strategy);
     check(&planned, &spec, &inventory)?;
     Ok(planned)
 }

@@ -220,6 +220,27 @@ impl Journal {
         }))
     }
 
+    /// The newest plan that was in force before the one that is, and differs from it: of a strategy,
+    /// where one is named.
+    ///
+    /// # Errors
+    /// Where the journal can't be read.
+    pub fn earlier(&self, strategy: Option<&str>) -> Result<Option<Plan>, JournalError> {
+        let Some(current) = self.current()? else { return Ok(None) };
+        let digest = current.plan.digest();
+        for seq in (current.seq - MAX_PLANS..current.seq).rev() {
+            let Some(JournalledPlan { plan, .. }) = self.plan_where(&format!("seq = {seq}"))?
+            else {
+                continue;
+            };
+            let is_meant = strategy.is_none_or(|name| plan.strategy.as_deref() == Some(name));
+            if is_meant && !plan.instances.is_empty() && plan.digest() != digest {
+                return Ok(Some(plan));
+            }
+        }
+        Ok(None)
+    }
+
     /// Brings a plan into force. Instances that failed get another chance.
     ///
     /// # Errors

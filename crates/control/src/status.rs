@@ -21,6 +21,8 @@ use crate::journal::{InstanceEntry, Journal, JournalError};
 pub struct Status {
     /// The plan in force.
     pub plan_digest: Option<Digest>,
+    /// The strategy that it carries out.
+    pub strategy: Option<String>,
     /// Whether a berth watches over it.
     pub controller_running: bool,
     /// The address that clients use, while a controller runs.
@@ -138,6 +140,7 @@ pub fn read(
     let rollbacks = journal.rollbacks()?;
     let controller_running = lock::is_held(&dir.controller_lock()).unwrap_or(false);
     let plan_digest = current.as_ref().map(|journalled| journalled.plan.digest());
+    let strategy = current.as_ref().and_then(|journalled| journalled.plan.strategy.clone());
     let plan = current.map(|journalled| with_rollbacks(&journalled.plan, &rollbacks));
     let mut instances = Vec::new();
     let mut ledger = Vec::new();
@@ -167,6 +170,7 @@ pub fn read(
     let mut notes = inventory.notes.clone();
     notes.extend(ledger.iter().filter_map(over_its_limit));
     Ok(Status {
+        strategy,
         plan_digest,
         controller_running,
         gateway: journal.gateway()?.filter(|_| controller_running),

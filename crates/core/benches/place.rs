@@ -9,7 +9,14 @@
 use std::hint::black_box;
 use std::time::Duration;
 
+use berth_core::memory::vllm::Engine;
+use berth_core::model::hf_config::Transformer;
+use berth_core::model::known;
+use berth_core::perf::Constants;
 use berth_core::placement::program::{Block, Class, Model, Problem, solve};
+use berth_core::placement::{Found, LocatedModel};
+use berth_core::spec::Spec;
+use berth_core::strategy::{Cluster, compare};
 use criterion::{Criterion, criterion_group, criterion_main};
 
 /// The part of a cluster of the slowest kind that the models ask for.
@@ -123,5 +130,30 @@ fn places(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, places);
+/// The example's case: what `berth plan --compare` does, but for reading and printing.
+fn compares(criterion: &mut Criterion) {
+    let text = include_str!("../../../examples/medgemma-16x4.toml");
+    let spec = Spec::parse("medgemma-16x4.toml", text).unwrap();
+    let mut found = Found::default();
+    let strategies = spec.strategies.iter().flat_map(|one| &one.spec.deployments);
+    for one in spec.deployments.iter().chain(strategies) {
+        let name = one.source.to_string();
+        if let Some(known) = known::find(&name) {
+            let model = Transformer::from_config(&known.config).unwrap();
+            found.models.insert(one.weights(), LocatedModel::transformer(name, model));
+        }
+        found.assume(std::slice::from_ref(one));
+    }
+    let engine = Engine::of_version(&spec.vllm_version);
+    let constants = &Constants::UNCALIBRATED;
+    let cluster = Cluster { nodes: &[], found: &found, engine, constants };
+    let mut group = criterion.benchmark_group("compare");
+    group.sample_size(20);
+    group.bench_function("16 nodes of 4 A10, 16 strategies", |bencher| {
+        bencher.iter(|| compare::compare(black_box(&spec), &cluster));
+    });
+    group.finish();
+}
+
+criterion_group!(benches, places, compares);
 criterion_main!(benches);

@@ -15,6 +15,9 @@ pub struct Plan {
     /// The digest of the plan that was in force when this one was made: a plan whose parent is no
     /// longer in force is stale, and refused.
     pub parent: Option<Digest>,
+    /// The strategy that it carries out; none for the spec as it is written.
+    #[serde(default)]
+    pub strategy: Option<String>,
     /// The address that clients use.
     pub gateway: GatewaySpec,
     /// The instances in the order in which they start.
@@ -126,7 +129,7 @@ impl Plan {
 
     /// The plan under which nothing runs, after `parent`.
     pub fn nothing(gateway: GatewaySpec, parent: Option<Digest>) -> Self {
-        Self { parent, gateway, instances: Vec::new(), devices: Vec::new() }
+        Self { parent, strategy: None, gateway, instances: Vec::new(), devices: Vec::new() }
     }
 
     /// Whether it has an instance that was seen running, as it runs.

@@ -23,8 +23,17 @@ pub(crate) fn run(state: &Path, args: &PlanArgs) -> Result<ExitCode, Failure> {
         return Ok(plan::exit_code(&planned));
     }
     journal.commit(&planned.plan, Some(&planned.report), now_ms())?;
-    let status = carry_out(&dir, &journal)?;
-    if args.json {
+    finish(&dir, &journal, args.json)
+}
+
+/// Sees the plan in force through, and shows what came of it.
+pub(crate) fn finish(
+    dir: &StateDir,
+    journal: &Journal,
+    is_json: bool,
+) -> Result<ExitCode, Failure> {
+    let status = carry_out(dir, journal)?;
+    if is_json {
         output::json(&status)?;
     } else {
         output::data(&output::status(&status));

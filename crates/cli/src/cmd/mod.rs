@@ -6,6 +6,7 @@ pub(crate) mod down;
 pub(crate) mod explain;
 pub(crate) mod fit;
 pub(crate) mod plan;
+pub(crate) mod rollback;
 pub(crate) mod schema;
 pub(crate) mod serve;
 pub(crate) mod status;

@@ -108,6 +108,35 @@ fn a_failed_change_is_rolled_back() {
     assert_eq!(berth.engines(), ["a-0"]);
 }
 
+/// A strategy is planned, applied and rolled back by its name.
+#[test]
+fn strategies_are_applied_and_rolled_back_by_name() {
+    let berth = Berth::new(34);
+    let change = |name: &str, tokens: u32| {
+        format!("[strategies.{name}.models.a]\nflags = {{ ctx-size = {tokens} }}\n")
+    };
+    berth.spec(&(small("a") + &change("short", 256) + &change("long", 1024)));
+    let context = || {
+        let pid = berth.instance("a-0")["pid"].to_string();
+        let words = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap();
+        let words = String::from_utf8(words).unwrap();
+        let mut words = words.split('\0').skip_while(|word| *word != "--ctx-size");
+        words.nth(1).map(str::to_owned)
+    };
+    berth.run(&["plan", "--strategy", "shrt"]).expect(2, &["did you mean `short`?"]);
+    berth.run(&["rollback"]).expect(1, &["nothing was ever applied here"]);
+    for (command, strategy, tokens) in [
+        (vec!["apply", "--strategy", "short"], "short", "256"),
+        (vec!["apply", "--strategy", "long"], "long", "1024"),
+        (vec!["rollback"], "short", "256"),
+        (vec!["rollback", "long"], "long", "1024"),
+    ] {
+        berth.run(&command).expect(0, &["ready", strategy]);
+        assert_eq!(context().as_deref(), Some(tokens), "{command:?}");
+    }
+    berth.run(&["rollback", "wide"]).expect(1, &["no earlier plan of the strategy `wide`"]);
+}
+
 /// An engine that hangs is ended and started again.
 #[test]
 fn an_engine_that_hangs_is_started_again() {

@@ -74,7 +74,7 @@ pub fn plan(
     let fits = reports.iter().all(ModelReport::is_complete);
     let verdict = if fits { PlanVerdict::Fits } else { PlanVerdict::Impossible };
     let parent = current.map(Plan::digest);
-    let plan = Plan { parent, gateway: spec.gateway.clone(), instances, devices };
+    let plan = Plan { parent, strategy: None, gateway: spec.gateway.clone(), instances, devices };
     let report = PlanReport {
         verdict,
         plan_digest: plan.digest(),

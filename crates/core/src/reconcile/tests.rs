@@ -39,6 +39,7 @@ fn plan(instances: &[PlannedInstance]) -> Plan {
         planned: Bytes(0),
     };
     Plan {
+        strategy: None,
         instances: instances.to_vec(),
         devices: vec![device("g0"), device("g1")],
         ..Plan::nothing(crate::spec::GatewaySpec::default(), None)

@@ -1,0 +1,49 @@
+//! `berth rollback`: brings an earlier plan into force again, as it was.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use berth_control::Journal;
+use berth_control::clock::now_ms;
+use berth_core::{Bytes, Inventory, Plan};
+
+use super::apply;
+use crate::args::RollbackArgs;
+use crate::failure::{DOES_NOT_FIT, Failure};
+use crate::{output, prepare};
+
+pub(crate) fn run(state: &Path, args: &RollbackArgs) -> Result<ExitCode, Failure> {
+    let dir = prepare::state_dir(state)?;
+    let mut journal = Journal::open(&dir.journal())?;
+    let Some(current) = journal.current()? else {
+        return Err(Failure::new(anyhow::anyhow!("nothing was ever applied here"))
+            .hint("`berth apply` brings a plan into force"));
+    };
+    let strategy = args.strategy.as_deref();
+    let Some(earlier) = journal.earlier(strategy)? else {
+        let what = strategy.map_or("no earlier plan".to_owned(), |name| {
+            format!("no earlier plan of the strategy `{name}`")
+        });
+        return Err(Failure::new(anyhow::anyhow!("there is {what}"))
+            .hint("`berth apply --strategy NAME` plans and applies one anew"));
+    };
+    if let Some(message) = too_full(&earlier, &prepare::inventory(&journal)?) {
+        output::talk(&format!("error: the earlier plan does not fit any more: {message}"));
+        output::talk("hint: free that memory, or plan anew with `berth apply`");
+        return Ok(ExitCode::from(DOES_NOT_FIT));
+    }
+    let plan = Plan { parent: Some(current.plan.digest()), ..earlier };
+    journal.commit(&plan, None, now_ms())?;
+    apply::finish(&dir, &journal, args.json)
+}
+
+/// A device on which others have taken what the plan counts on.
+fn too_full(plan: &Plan, inventory: &Inventory) -> Option<String> {
+    plan.devices.iter().find_map(|planned| {
+        let nodes = inventory.nodes.iter().filter(|node| node.name == planned.node);
+        let device = nodes.flat_map(|node| &node.devices).find(|one| one.id == planned.device);
+        let free = device.map_or(Bytes::ZERO, |device| device.total - device.used_by_others);
+        (planned.planned > free)
+            .then(|| format!("{} has {free} free, it takes {}", planned.device, planned.planned))
+    })
+}
