@@ -370,7 +370,7 @@ impl<'a> Program<'a> {
             let names: Vec<String> = nodes.iter().map(|name| format!("\"{name}\"")).collect();
             text.push_str(&format!(
                 "[strategies.{NAME}.models.\"{model}\".deployments.{number}]\nnodes = [{}]\n\
-                 replicas = {}\n{}\nflags = {}\n",
+                 replicas = {{ min = 1, max = {} }}\n{}\nflags = {}\n",
                 names.join(", "),
                 nodes.len(),
                 devices(first..first + taken),
