@@ -150,6 +150,10 @@ fn bad_specs_are_told_what_to_write() {
             "s:4:19: berth knows no model `medgema-4b` | did you mean `medgemma-4b`?",
         ),
         (
+            format!("{MODEL}demand = {{ requests_per_second = nan }}\n"),
+            "s:3:10: a demand is a number from 0 up to a thousand million | write demand = { requests_per_second = 2.5, prompt_tokens = 1000, answer_tokens = 250 }",
+        ),
+        (
             "[engines.vllm]\nversion = \"0.9\"\n[models.a]\nsource = \"a.gguf\"\n".to_owned(),
             "s:2:11: vLLM 0.9 is not modelled | 0.26 to 0.33 are, as in \"0.26.0\"",
         ),

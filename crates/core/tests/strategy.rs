@@ -33,7 +33,8 @@ fn compared(text: &str) -> Comparison {
     let found = found(&spec);
     let engine = Engine::of_version(&spec.vllm_version);
     let constants = &Constants::UNCALIBRATED;
-    compare::compare(&spec, &Cluster { nodes: &[], found: &found, engine, constants }).unwrap()
+    compare::compare(&spec, &Cluster { nodes: &[], found: &found, engine, constants }, &|| 0.0)
+        .unwrap()
 }
 
 fn named<'a>(compared: &'a Comparison, name: &str) -> &'a StrategyReport {

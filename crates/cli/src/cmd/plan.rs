@@ -96,8 +96,10 @@ fn language(args: &ComparingArgs) -> Language {
 
 fn compared(planning: &Planning, args: &ComparingArgs) -> Result<ExitCode, Failure> {
     let language = language(args);
+    let started = std::time::Instant::now();
+    let now = || started.elapsed().as_secs_f64() * 1e3;
     let compared =
-        compare::compare(&planning.spec, &planning.cluster()).map_err(Failure::bad_spec)?;
+        compare::compare(&planning.spec, &planning.cluster(), &now).map_err(Failure::bad_spec)?;
     if let Some(file) = &args.report {
         write(file, &compared, language)?;
     }

@@ -163,9 +163,23 @@ fn deployment(
             engine,
             problems,
         ),
-        demand: raw.demand,
+        demand: raw.demand.as_ref().map(|demand| checked(demand, problems)),
         name,
     }
+}
+
+fn checked(raw: &Spanned<Demand>, problems: &mut Problems<'_>) -> Demand {
+    let demand = *raw.get_ref();
+    let is_fine = |number: f64| (0.0..=1e9).contains(&number);
+    if !is_fine(demand.requests_per_second) || !demand.token_ms.is_none_or(is_fine) {
+        let message = "a demand is a number from 0 up to a thousand million";
+        let hint = "write demand = { requests_per_second = 2.5, prompt_tokens = 1000, answer_tokens = 250 }";
+        problems.add_with_hint(raw.span(), message, hint);
+    }
+    if demand.answer_tokens == 0 {
+        problems.add(raw.span(), "answer_tokens: an answer has at least one token");
+    }
+    demand
 }
 
 fn assumed_facts(

@@ -42,7 +42,7 @@ pub(super) fn model(base: &RawModel, over: &RawModel) -> RawModel {
         devices: over.devices.clone().or_else(|| base.devices.clone()),
         flags,
         extra_args: over.extra_args.clone().or_else(|| base.extra_args.clone()),
-        demand: over.demand.or(base.demand),
+        demand: over.demand.clone().or_else(|| base.demand.clone()),
         deployments: models(&base.deployments, &over.deployments),
         running: over.running.clone().or_else(|| base.running.clone()),
     }

@@ -213,7 +213,8 @@ pub struct RawModel {
     #[schemars(with = "Option<Vec<String>>")]
     pub extra_args: Option<Vec<Spanned<String>>>,
     /// What is asked of it.
-    pub demand: Option<Demand>,
+    #[schemars(with = "Option<Demand>")]
+    pub demand: Option<Spanned<Demand>>,
     /// Groups of instances that differ, by name; what they don't say is the model's. Without any, the
     /// model is one group.
     #[serde(default)]

@@ -1,26 +1,33 @@
 //! All strategies side by side, and the one that is recommended.
 
 use super::evaluate::{Candidate, Cluster, Today, evaluate};
-use super::report::{Comparison, StrategyReport, StrategyVerdict};
+use super::report::{Comparison, SolverReport, StrategyReport, StrategyVerdict};
 use super::words::Finding;
 use super::{best, find};
 use crate::placement::PlanError;
 use crate::spec::{Spec, Strategy};
 
-/// Evaluates what runs today, the spec's own strategies, and those that are found.
+/// Evaluates what runs today, the spec's own strategies, and those that are found. `now` gives
+/// milliseconds, for the report to say how long the integer program took.
 ///
 /// # Errors
 /// Where nothing is known of a model.
-pub fn compare(spec: &Spec, cluster: &Cluster<'_>) -> Result<Comparison, PlanError> {
+pub fn compare(
+    spec: &Spec,
+    cluster: &Cluster<'_>,
+    now: &dyn Fn() -> f64,
+) -> Result<Comparison, PlanError> {
     let today = today(spec, cluster)?;
     let before = today.as_ref().map(Today::new).unwrap_or_default();
     let mut strategies = spec.strategies.clone();
     strategies.extend(find::find(spec, cluster));
     let reports = strategies.iter().map(|one| evaluate_one(one, cluster, &before));
     let mut reports: Vec<StrategyReport> = reports.collect::<Result<_, _>>()?;
+    let started = now();
     if let Some(best) = best::best(spec, cluster) {
+        let solver = SolverReport { ms: now() - started, ..best.solver };
         let report = evaluate_one(&best.strategy, cluster, &before)?;
-        reports.push(StrategyReport { solver: Some(best.solver), ..report });
+        reports.push(StrategyReport { solver: Some(solver), ..report });
     }
     Ok(recommend(reports, today))
 }
