@@ -122,8 +122,11 @@ pub(crate) enum Find {
 #[derive(Debug, ClapArgs)]
 pub(crate) struct CalibrateArgs {
     /// vLLM's log of a start, from its first line on; may be repeated
-    #[arg(long, required = true, value_name = "FILE")]
+    #[arg(long, required_unless_present = "load", value_name = "FILE")]
     pub(crate) log: Vec<PathBuf>,
+    /// A load test's points instead, one a line as JSON: batch, prompt_tokens, answer_tokens, token_ms
+    #[arg(long, value_name = "FILE", conflicts_with = "log")]
+    pub(crate) load: Option<PathBuf>,
     /// The model that it started
     #[arg(long)]
     pub(crate) model: String,

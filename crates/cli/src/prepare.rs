@@ -8,7 +8,7 @@ use std::path::Path;
 use berth_cluster::local::{self, StateDir};
 use berth_control::Journal;
 use berth_core::memory::vllm::{Calibration, Engine};
-use berth_core::perf::Constants;
+use berth_core::perf::Speeds;
 use berth_core::placement::{self, Found, LocatedModel, Planned};
 use berth_core::spec::error::nearest;
 use berth_core::spec::{Deployment, EngineKind, Spec, Strategy};
@@ -113,6 +113,7 @@ pub(crate) struct Planning {
     pub(crate) spec: Spec,
     found: Found,
     calibration: Calibration,
+    speeds: Speeds,
 }
 
 impl Planning {
@@ -129,15 +130,15 @@ impl Planning {
         deployments.extend(spec.strategies.iter().flat_map(|one| one.spec.deployments.clone()));
         let models = models(&deployments, base(file))?;
         let calibration = calibrate::with_builtin(state)?;
-        Ok(Self { spec, found: Found { models, ..Found::default() }, calibration })
+        let speeds = calibrate::speeds(state)?;
+        Ok(Self { spec, found: Found { models, ..Found::default() }, calibration, speeds })
     }
 
     /// What strategies are tried on.
     pub(crate) fn cluster(&self) -> Cluster<'_> {
         let version = &self.spec.vllm_version;
         let engine = Engine { calibration: &self.calibration, ..Engine::of_version(version) };
-        let constants = &Constants::UNCALIBRATED;
-        Cluster { nodes: &[], found: &self.found, engine, constants }
+        Cluster { nodes: &[], found: &self.found, engine, speeds: &self.speeds }
     }
 
     /// The spec's own strategy of a name, or one that is found.

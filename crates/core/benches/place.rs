@@ -12,7 +12,7 @@ use std::time::Duration;
 use berth_core::memory::vllm::Engine;
 use berth_core::model::hf_config::Transformer;
 use berth_core::model::known;
-use berth_core::perf::Constants;
+use berth_core::perf::Speeds;
 use berth_core::placement::program::{Block, Class, Model, Problem, solve};
 use berth_core::placement::{Found, LocatedModel};
 use berth_core::spec::Spec;
@@ -145,8 +145,8 @@ fn compares(criterion: &mut Criterion) {
         found.assume(std::slice::from_ref(one));
     }
     let engine = Engine::of_version(&spec.vllm_version);
-    let constants = &Constants::UNCALIBRATED;
-    let cluster = Cluster { nodes: &[], found: &found, engine, constants };
+    let speeds = &Speeds::default();
+    let cluster = Cluster { nodes: &[], found: &found, engine, speeds };
     let mut group = criterion.benchmark_group("compare");
     group.sample_size(20);
     group.bench_function("16 nodes of 4 A10, 16 strategies", |bencher| {

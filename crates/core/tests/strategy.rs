@@ -5,7 +5,7 @@
 use berth_core::memory::vllm::Engine;
 use berth_core::model::hf_config::Transformer;
 use berth_core::model::known;
-use berth_core::perf::Constants;
+use berth_core::perf::Speeds;
 use berth_core::placement::{Found, LocatedModel};
 use berth_core::spec::{EngineKind, Spec};
 use berth_core::strategy::report::{Comparison, StrategyReport};
@@ -32,8 +32,8 @@ fn compared(text: &str) -> Comparison {
     let spec = Spec::parse("s", text).unwrap();
     let found = found(&spec);
     let engine = Engine::of_version(&spec.vllm_version);
-    let constants = &Constants::UNCALIBRATED;
-    compare::compare(&spec, &Cluster { nodes: &[], found: &found, engine, constants }, &|| 0.0)
+    let speeds = &Speeds::default();
+    compare::compare(&spec, &Cluster { nodes: &[], found: &found, engine, speeds }, &|| 0.0)
         .unwrap()
 }
 

@@ -8,11 +8,15 @@ use berth_core::memory::TermKind;
 use berth_core::memory::vllm::calibration::Entry;
 use berth_core::memory::vllm::learning::{self, Compared, StartLog};
 use berth_core::memory::vllm::{self, Calibration};
+use berth_core::perf::Speeds;
 use berth_engines::source::{Hub, transformer};
+use serde::Serialize;
 
 use crate::args::CalibrateArgs;
 use crate::failure::Failure;
 use crate::output;
+
+mod load;
 
 /// Where a person's own calibration is kept.
 fn path(state: &Path) -> PathBuf {
@@ -42,12 +46,34 @@ fn unreadable(path: &Path, error: impl Into<anyhow::Error>) -> Failure {
         .hint("mend or remove it; `berth calibrate` writes it anew")
 }
 
+/// Where what was fitted to load tests is kept.
+fn speeds_path(state: &Path) -> PathBuf {
+    state.join("speeds.json")
+}
+
+/// What was fitted to a person's own load tests.
+pub(crate) fn speeds(state: &Path) -> Result<Speeds, Failure> {
+    let path = speeds_path(state);
+    let speeds: Speeds = match fs::read_to_string(&path) {
+        Ok(text) => serde_json::from_str(&text).map_err(|error| unreadable(&path, error))?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Speeds::default(),
+        Err(error) => return Err(unreadable(&path, error)),
+    };
+    match speeds.problem() {
+        Some(problem) => Err(unreadable(&path, anyhow::anyhow!(problem))),
+        None => Ok(speeds),
+    }
+}
+
 /// What comes with berth, and a person's own.
 pub(crate) fn with_builtin(state: &Path) -> Result<Calibration, Failure> {
     Ok(Calibration::with(own(state)?))
 }
 
 pub(crate) fn run(state: &Path, args: &CalibrateArgs) -> Result<ExitCode, Failure> {
+    if let Some(points) = &args.load {
+        return load::run(state, points, args);
+    }
     let mut own = own(state)?;
     let mut learnt = 0;
     for log in &args.log {
@@ -132,7 +158,7 @@ fn table(compared: &[Compared]) -> String {
 }
 
 /// The old file stays until the new one is whole.
-fn write(path: &Path, calibration: &Calibration) -> Result<(), Failure> {
+fn write(path: &Path, calibration: &impl Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(calibration).map_err(Failure::new)?;
     let part = path.with_extension(format!("json.{}", std::process::id()));
     let written = fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))

@@ -46,7 +46,8 @@ pub(crate) fn all(compared: &Comparison, language: Language) -> String {
             compared.runner_up_wins.iter().map(|reason| format!("  {}", reason.say(language))),
         );
     }
-    out.push(format!("\n{}", text("speeds")));
+    let is_calibrated = compared.strategies.iter().all(|one| one.is_calibrated);
+    out.push(format!("\n{}", words::speeds(is_calibrated, language)));
     out.join("\n")
 }
 
@@ -89,7 +90,7 @@ pub(crate) fn one(report: &StrategyReport, language: Language) -> String {
         rows.extend(gpus.into_iter().map(|gpu| gpu_row(&nodes, gpu)));
     }
     out.push(table(&rows));
-    out.push(format!("\n{}", text("speeds")));
+    out.push(format!("\n{}", words::speeds(report.is_calibrated, language)));
     if let Some(toml) = &report.toml {
         out.push(format!("\n{}\n{toml}", text("keep")));
     }

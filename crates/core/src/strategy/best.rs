@@ -268,7 +268,7 @@ impl<'a> Program<'a> {
             let seat = layout.seats.iter().find(|seat| seat.deployment == member)?;
             let kind = gpus[0].first().and_then(|gpu| gpu.kind);
             let wanted = &prepared[member];
-            pace::speed(seat, &layout, wanted, kind, self.cluster.constants)
+            pace::speed(seat, &layout, wanted, kind, self.cluster.speeds)
         };
         let speed = |member| speed(member).map_or(0.0, |speed| speed.tokens_per_second.mid);
         Some((0..members.len()).map(speed).collect())

@@ -11,7 +11,7 @@ use crate::inventory::Node;
 use crate::memory::vllm::search::Question;
 use crate::memory::vllm::tenancy::{SharedGpu, Sharing};
 use crate::memory::vllm::{Engine, Gpu};
-use crate::perf::{Constants, Estimate, Speed};
+use crate::perf::{Estimate, Speed, Speeds};
 use crate::placement::gpus::{
     Layout, NodeLayout, Prepared, Seat, lay_out, pace, prepare, prepared::arguments,
 };
@@ -35,7 +35,7 @@ pub struct Cluster<'a> {
     /// vLLM, with what was measured.
     pub engine: Engine<'a>,
     /// What speeds are reckoned with.
-    pub constants: &'a Constants,
+    pub speeds: &'a Speeds,
 }
 
 /// A strategy to try.
@@ -166,10 +166,17 @@ impl Laid<'_> {
             models,
             restarts: self.layout.stopped.len() as u32,
             restart_seconds: self.restart_seconds(),
+            is_calibrated: self.is_calibrated(),
             complexity,
             plan_digest: self.digest(),
             solver: None,
         }
+    }
+
+    /// Whether speeds on all kinds of GPU here were measured.
+    fn is_calibrated(&self) -> bool {
+        let mut kinds = self.gpus.iter().flatten().map(|gpu| gpu.kind);
+        kinds.all(|kind| kind.is_some_and(|kind| self.cluster.speeds.is_calibrated(kind)))
     }
 
     fn digest(&self) -> Digest {
@@ -311,7 +318,7 @@ impl Laid<'_> {
     fn speed(&self, seat: &Seat) -> Speed {
         let kind = self.gpus[seat.node].get(seat.first_gpu).and_then(|gpu| gpu.kind);
         let wanted = &self.wanted[seat.deployment];
-        pace::speed(seat, self.layout, wanted, kind, self.cluster.constants).unwrap_or_default()
+        pace::speed(seat, self.layout, wanted, kind, self.cluster.speeds).unwrap_or_default()
     }
 
     fn models(&self, today: &Today) -> Vec<ModelReport> {

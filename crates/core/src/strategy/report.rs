@@ -64,6 +64,9 @@ pub struct StrategyReport {
     pub worst: Option<Worst>,
     /// Every model.
     pub models: Vec<ModelReport>,
+    /// Whether the speeds were fitted to a load test on every kind of GPU; else they are a guess within
+    /// their band.
+    pub is_calibrated: bool,
     /// Instances that run today and are stopped or start anew.
     pub restarts: u32,
     /// Seconds until the last of them is back, one start after the other on each GPU. Not calibrated.

@@ -368,10 +368,20 @@ const SENTENCES: &[(&str, &str, &str)] = &[
         "tokens a second are from a roofline that no measurement was fitted to: within a half either way",
         "los tokens por segundo vienen de un modelo roofline sin calibrar: con un margen de la mitad",
     ),
+    (
+        "speeds fitted",
+        "tokens a second are from a roofline that was fitted to a load test on these GPUs",
+        "los tokens por segundo vienen de un modelo roofline ajustado a una prueba de carga en estas GPU",
+    ),
     ("speed", "tokens/s", "tokens/s"),
     ("title", "Strategies compared", "Estrategias comparadas"),
     ("unserved", "unserved requests/s", "peticiones/s sin atender"),
 ];
+
+/// What to say of speeds.
+pub fn speeds(is_calibrated: bool, language: Language) -> &'static str {
+    heading(if is_calibrated { "speeds fitted" } else { "speeds" }, language)
+}
 
 /// A heading or a fixed sentence.
 pub fn heading(key: &'static str, language: Language) -> &'static str {

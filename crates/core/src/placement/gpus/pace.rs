@@ -1,9 +1,9 @@
 //! How fast an instance is where it is: beside others it gets its part of each GPU's time.
 
 use super::layout::{Layout, Seat};
-use super::prepared::{EngineArgs, Prepared};
+use super::prepared::{EngineArgs, Prepared, Started};
 use crate::gpu::GpuKind;
-use crate::perf::{Constants, Speed, Workload};
+use crate::perf::{Speed, Speeds, Workload};
 use crate::spec::Demand;
 
 /// What is asked where the spec doesn't say.
@@ -16,7 +16,7 @@ pub fn speed(
     layout: &Layout,
     wanted: &Prepared<'_>,
     kind: Option<&GpuKind>,
-    constants: &Constants,
+    speeds: &Speeds,
 ) -> Option<Speed> {
     let demand = wanted.deployment.demand.unwrap_or(USUAL);
     let neighbours = |gpu: usize| {
@@ -24,11 +24,18 @@ pub fn speed(
         there.filter(|other| other.range().contains(&gpu)).count().max(1)
     };
     let most = seat.range().map(neighbours).max().unwrap_or(1);
-    let workload = workload(seat, wanted, kind?, 1.0 / most as f64);
-    Some(workload.speed(&demand, constants))
+    let kind = kind?;
+    let workload = workload(&seat.started, wanted, kind, 1.0 / most as f64);
+    Some(workload.speed(&demand, &speeds.of(kind)))
 }
 
-fn workload<'a>(seat: &Seat, wanted: &Prepared<'_>, kind: &'a GpuKind, share: f64) -> Workload<'a> {
+/// What the speed of a start depends on.
+pub fn workload<'a>(
+    started: &Started,
+    wanted: &Prepared<'_>,
+    kind: &'a GpuKind,
+    share: f64,
+) -> Workload<'a> {
     let (layers, hidden, ranks, stages) = match &wanted.engine {
         EngineArgs::Vllm { model, args } => {
             let size = |name: &str| args[name].as_f64().unwrap_or(1.0).max(1.0);
@@ -43,12 +50,12 @@ fn workload<'a>(seat: &Seat, wanted: &Prepared<'_>, kind: &'a GpuKind, share: f6
         kind,
         ranks,
         stages,
-        weight_bytes: seat.started.weights.0 as f64,
+        weight_bytes: started.weights.0 as f64,
         active_parameters: wanted.located.active_parameters as f64,
         layers: layers as f64,
         hidden: hidden as f64,
-        cache_bytes: seat.started.cache_bytes_per_token,
-        cache_tokens: seat.started.cache_tokens as f64,
+        cache_bytes: started.cache_bytes_per_token,
+        cache_tokens: started.cache_tokens as f64,
         sequences: wanted.parallel() as f64,
         share,
     }

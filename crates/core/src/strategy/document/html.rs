@@ -1,7 +1,7 @@
 //! A comparison as one HTML file: no script, nothing from elsewhere, light and dark.
 
 use super::changes::{Change, changes};
-use super::{findings, table};
+use super::{findings, speeds, table};
 use crate::strategy::report::{Comparison, GpuReport, StrategyReport};
 use crate::strategy::words::{self, Language};
 
@@ -50,7 +50,10 @@ pub fn html(compared: &Comparison, language: Language) -> String {
     for one in compared.today.iter().chain(&compared.strategies) {
         out.push(section(compared, one, language));
     }
-    out.push(format!("<p><small>{}</small></p>\n</body>\n</html>\n", text("speeds")));
+    out.push(format!(
+        "<p><small>{}</small></p>\n</body>\n</html>\n",
+        escaped(speeds(compared, language))
+    ));
     out.join("\n")
 }
 

@@ -1,7 +1,7 @@
 //! A comparison as Markdown.
 
 use super::changes::changes;
-use super::{findings, table};
+use super::{findings, speeds, table};
 use crate::strategy::report::{Comparison, GpuReport, StrategyReport};
 use crate::strategy::words::{self, Language};
 
@@ -34,7 +34,7 @@ pub fn markdown(compared: &Comparison, language: Language) -> String {
     for one in compared.today.iter().chain(&compared.strategies) {
         out.push(section(compared, one, language));
     }
-    out.push(format!("\n{}\n", text("speeds")));
+    out.push(format!("\n{}\n", speeds(compared, language)));
     out.join("\n")
 }
 

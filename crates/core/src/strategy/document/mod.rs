@@ -36,6 +36,11 @@ fn table(compared: &Comparison, language: Language) -> Vec<Vec<String>> {
     rows
 }
 
+/// What to say of speeds.
+fn speeds(compared: &Comparison, language: Language) -> &'static str {
+    words::speeds(compared.strategies.iter().all(|one| one.is_calibrated), language)
+}
+
 /// All that is said of a strategy, in order.
 fn findings(one: &StrategyReport) -> impl Iterator<Item = &Finding> {
     let written = one.written.iter().map(|written| &written.finding);

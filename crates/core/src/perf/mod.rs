@@ -6,12 +6,18 @@
 //!
 //! Against 225 published measurements of vLLM the formula is 34 to 57 % off before it is fitted to a
 //! machine, and 9 to 14 % afterwards: so an answer has a band, and says which of the two it is.
+//!
+//! - [`fit`](mod@fit): from a load test to the constants
+
+use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::gpu::GpuKind;
 use crate::spec::Demand;
+
+pub mod fit;
 
 /// What the formula is fitted with.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -33,6 +39,44 @@ impl Constants {
     /// Nothing was measured: usual shares, and the error that they have.
     pub const UNCALIBRATED: Self =
         Self { bandwidth: 0.8, arithmetic: 0.45, step: 0.0015, all_reduce: 35e-6, band: 0.5 };
+}
+
+/// What was fitted, by kind of GPU; for the others nothing was.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Speeds {
+    kinds: BTreeMap<String, Constants>,
+}
+
+impl Speeds {
+    /// The constants of a kind of GPU.
+    pub fn of(&self, kind: &GpuKind) -> Constants {
+        self.kinds.get(&kind.name).copied().unwrap_or(Constants::UNCALIBRATED)
+    }
+
+    /// Whether a kind of GPU was measured.
+    pub fn is_calibrated(&self, kind: &GpuKind) -> bool {
+        self.kinds.contains_key(&kind.name)
+    }
+
+    /// Keeps what was fitted for a kind.
+    pub fn set(&mut self, kind: &GpuKind, constants: Constants) {
+        self.kinds.insert(kind.name.clone(), constants);
+    }
+
+    /// What can't be, where somebody has edited the file.
+    pub fn problem(&self) -> Option<String> {
+        let is_share = |share: f64| (0.01..=2.0).contains(&share);
+        let is_time = |seconds: f64| (0.0..=10.0).contains(&seconds);
+        let bad = self.kinds.iter().find(|(_, one)| {
+            !is_share(one.bandwidth)
+                || !is_share(one.arithmetic)
+                || !is_time(one.step)
+                || !is_time(one.all_reduce)
+                || !(0.0..=1.0).contains(&one.band)
+        });
+        bad.map(|(kind, _)| format!("the constants of {kind} are beyond anything sensible"))
+    }
 }
 
 /// What speed depends on of an instance.
@@ -127,6 +171,15 @@ impl Workload<'_> {
         flops / rate + constants.step + self.all_reduces(tokens, constants)
     }
 
+    /// Seconds a token of one request among `batch`, prompts of others in between.
+    fn token(&self, batch: f64, demand: &Demand, constants: &Constants) -> f64 {
+        let (prompt, answer) = (f64::from(demand.prompt_tokens), f64::from(demand.answer_tokens));
+        // Stages work on different parts of the batch at once, as far as there are requests for all.
+        let each = batch / self.stages.min(batch.max(1.0));
+        let step = self.step(each, prompt + answer / 2.0, constants);
+        (step + each * self.prefill(prompt, constants) / answer.max(1.0)) / self.share
+    }
+
     /// What it does when there is always a request waiting.
     pub fn speed(&self, demand: &Demand, constants: &Constants) -> Speed {
         let (prompt, answer) = (f64::from(demand.prompt_tokens), f64::from(demand.answer_tokens));
@@ -136,12 +189,7 @@ impl Workload<'_> {
         // Where not even one request fits, it is not served.
         let most = self.sequences.min(held).floor();
         let prefill = self.prefill(prompt, constants);
-        // Stages work on different parts of the batch at once, as far as there are requests for all.
-        let working = |batch: f64| self.stages.min(batch.max(1.0));
-        let token = |batch: f64| {
-            let each = batch / working(batch);
-            (self.step(each, context, constants) + each * prefill / answer) / self.share
-        };
+        let token = |batch: f64| self.token(batch, demand, constants);
         let within = |batch: f64| demand.token_ms.is_none_or(|most| token(batch) * 1e3 <= most);
         let batch = largest(most, within);
         let rate = if batch < 1.0 { 0.0 } else { batch / token(batch) };
