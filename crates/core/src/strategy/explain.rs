@@ -107,9 +107,11 @@ impl Laid<'_> {
         let count = wanted.gpus_of(gpus.len());
         let free = sharing.free();
         let least = |first: &usize| free.get(*first..*first + count)?.iter().min().copied();
-        let firsts = 0..=gpus.len().saturating_sub(count);
-        let freest = firsts.max_by_key(|first| (least(first), std::cmp::Reverse(*first)));
-        let first = wanted.first_gpu.or(freest).unwrap_or(0);
+        let freest = wanted.windows(gpus.len()).into_iter();
+        let freest = freest.max_by_key(|first| (least(first), std::cmp::Reverse(*first)));
+        let Some(first) = freest else {
+            return Err("it is kept to GPUs that this node doesn't have side by side.".to_owned());
+        };
         let name = &wanted.deployment.name;
         let started = wanted.start(name, first, gpus, &mut sharing, &self.cluster.engine);
         match started.verdict.is_ready() {

@@ -329,10 +329,7 @@ impl Case<'_> {
             format!("flags = {}", inline(&args)),
             format!("replicas = {{ min = 1, max = {} }}", self.gpus.len() - first),
         ];
-        // One GPU can be named; several are those that are left.
-        if first + 1 == self.gpus.len() {
-            lines.push(devices(first..self.gpus.len()));
-        }
+        lines.push(devices(first..self.gpus.len()));
         lines
     }
 

@@ -4,7 +4,7 @@
 //! - [`document`]: the comparison as Markdown and HTML
 //! - [`evaluate`]: what becomes of one, on every GPU
 //! - [`find`]: strategies that nobody wrote down, in the form in which users write theirs
-//! - [`compare`]: all of them, and the one that is recommended
+//! - [`compare`](mod@compare): all of them, and the one that is recommended
 //! - [`conflict`]: what can't hold together, and what would help
 //! - [`explain`]: why something is where it is, and not elsewhere
 //! - [`what_if`]: other machines, other demand

@@ -192,7 +192,7 @@ impl<'a> Filler<'a> {
             && wants.weights() == runs.weights()
             && wants.nodes.matches(&self.nodes[node])
             && (placed as u64) < u64::from(wants.replicas.max)
-            && self.wanted[wanted].first_gpu.unwrap_or(0) == running.first_gpu.unwrap_or(0)
+            && self.wanted[wanted].may_be_at(running.first_gpu(), running.gpus)
     }
 
     /// What runs needs no start; it holds what is seen, or else what it is reckoned to.
@@ -203,7 +203,7 @@ impl<'a> Filler<'a> {
         observed: Option<Bytes>,
         node: usize,
     ) {
-        let first = running.first_gpu.unwrap_or(0);
+        let first = running.first_gpu();
         let gpus = &self.gpus[node];
         let id = self.next_id(wanted);
         let mut alone = Sharing::new(gpus);
@@ -299,8 +299,14 @@ impl<'a> Filler<'a> {
         let Prepared { deployment, .. } = &self.wanted[index];
         let name = &deployment.name;
         let allowed = self.nodes.iter().filter(|node| deployment.nodes.matches(node)).count();
+        let pinned = &self.wanted[index].pinned;
         match allowed {
             0 => format!("no node is {}, where {name} may run", deployment.nodes),
+            _ if !pinned.is_empty() && pinned.len() < self.wanted[index].gpus => format!(
+                "{name} takes {} GPUs side by side, and is kept to {}: name as many in its devices",
+                self.wanted[index].gpus,
+                pinned.len()
+            ),
             _ => format!(
                 "{name} runs on every node that is {} already, and no other has {} GPUs side by side",
                 deployment.nodes, self.wanted[index].gpus
@@ -319,14 +325,7 @@ impl<'a> Filler<'a> {
             let here = filling.holds.iter().filter(|(held, ..)| *held == index).count();
             let free = filling.likely.free();
             let count = wanted.gpus_of(free.len());
-            let firsts: Vec<usize> = match wanted.first_gpu {
-                Some(first) => vec![first],
-                None if count == 0 || count > free.len() => vec![0],
-                // Blocks are aligned, so that they don't break each other up.
-                None => {
-                    (0..=free.len() - count).step_by(count.next_power_of_two().min(4)).collect()
-                }
-            };
+            let firsts = wanted.windows(free.len());
             for first in firsts {
                 let window = free.get(first..first + count);
                 let least = window.and_then(|window| window.iter().min()).copied();

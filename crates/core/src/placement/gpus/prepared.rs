@@ -1,5 +1,7 @@
 //! A deployment with what its memory depends on, and its start beside others.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Map, Value};
 
 use super::super::facts::{Facts, Found, LocatedModel};
@@ -28,8 +30,8 @@ pub struct Prepared<'a> {
     pub located: &'a LocatedModel,
     /// GPUs that one instance takes, side by side.
     pub gpus: usize,
-    /// The first GPU that it is pinned to.
-    pub first_gpu: Option<usize>,
+    /// The GPUs that it is kept to; empty means any.
+    pub pinned: BTreeSet<usize>,
     pub(super) engine: EngineArgs<'a>,
 }
 
@@ -80,7 +82,7 @@ pub fn prepare<'a>(
         DeviceSelector::GpuIndex(index) => Some(*index as usize),
         _ => None,
     });
-    let first_gpu = indices.clone().min();
+    let pinned: BTreeSet<usize> = indices.collect();
     let (engine, gpus) = match (&located.facts, deployment.engine) {
         (Facts::Transformer(model), EngineKind::Vllm) => {
             let args = arguments(&deployment.flags);
@@ -90,18 +92,18 @@ pub fn prepare<'a>(
         }
         (Facts::Gguf(facts), EngineKind::Ollama) => {
             let engine = EngineArgs::Ollama { facts, request: request(&deployment.flags) };
-            (engine, indices.count())
+            (engine, pinned.len())
         }
         (Facts::Gguf(facts), EngineKind::LlamaServer) => {
             let words = super::super::launch::memory_args(deployment);
             let (devices, others) =
                 DeviceFlags::from_args(&words).unwrap_or_else(|_| (DeviceFlags::default(), words));
             let flags = LlamaFlags::from_args(&others).unwrap_or_default();
-            (EngineArgs::LlamaCpp { facts, flags, devices }, indices.count())
+            (EngineArgs::LlamaCpp { facts, flags, devices }, pinned.len())
         }
         _ => return Err(no_facts()),
     };
-    Ok(Prepared { deployment, located, gpus, first_gpu, engine })
+    Ok(Prepared { deployment, located, gpus, pinned, engine })
 }
 
 /// vLLM's arguments of a spec's flags.
@@ -125,6 +127,27 @@ fn request(flags: &Flags) -> Request {
 }
 
 impl Prepared<'_> {
+    /// Whether an instance may be on so many GPUs from `first` on.
+    pub fn may_be_at(&self, first: usize, count: usize) -> bool {
+        self.pinned.is_empty() || (first..first + count).all(|gpu| self.pinned.contains(&gpu))
+    }
+
+    /// The first GPU that it is kept to.
+    pub fn first_gpu(&self) -> usize {
+        self.pinned.first().copied().unwrap_or(0)
+    }
+
+    /// The first GPUs of the windows that it may take of a node with so many. They are aligned, so that
+    /// instances don't break each other's windows up.
+    pub fn windows(&self, gpus: usize) -> Vec<usize> {
+        let count = self.gpus_of(gpus);
+        if count == 0 || count > gpus {
+            return vec![self.first_gpu()];
+        }
+        let step = if self.pinned.is_empty() { count.next_power_of_two().min(4) } else { 1 };
+        (0..=gpus - count).step_by(step).filter(|first| self.may_be_at(*first, count)).collect()
+    }
+
     /// GPUs that it takes of a node that has so many: those that it says, or all.
     pub fn gpus_of(&self, count: usize) -> usize {
         if self.gpus == 0 { count } else { self.gpus }

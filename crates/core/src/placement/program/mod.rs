@@ -7,11 +7,11 @@
 //! GPUs, in what may run there and in what runs there are one class.
 //!
 //! - [`linear`]: the unknowns, the rows, and the objectives in their order
-//! - [`greedy`]: a plan at once, from what runs or from a relaxed plan
+//! - [`greedy`](mod@greedy): a plan at once, from what runs or from a relaxed plan
 //! - [`branch`]: the relaxation, and branch and bound over it, bounded in steps and not in time: the
 //!   same answer on every machine
 //! - [`solve`](mod@solve): greedy, then the bound, then the polish
-//! - [`unpack`]: from counts to nodes
+//! - [`unpack`](mod@unpack): from counts to nodes
 
 pub mod branch;
 pub mod greedy;
