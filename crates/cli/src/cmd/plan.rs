@@ -36,13 +36,7 @@ fn on_a_cluster(state: &Path, spec: Spec, args: &ComparingArgs) -> Result<ExitCo
     }
     let strategy = match args.plan.strategy.as_deref() {
         Some(name) => planning.strategy(name)?,
-        None => Strategy {
-            name: "as-written".to_owned(),
-            title: None,
-            written: None,
-            toml: None,
-            spec: planning.spec.clone(),
-        },
+        None => compare::as_written(&planning.spec),
     };
     planning.assume(&strategy.spec);
     let cluster = planning.cluster();

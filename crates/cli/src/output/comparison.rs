@@ -46,8 +46,7 @@ pub(crate) fn all(compared: &Comparison, language: Language) -> String {
             compared.runner_up_wins.iter().map(|reason| format!("  {}", reason.say(language))),
         );
     }
-    let is_calibrated = compared.strategies.iter().all(|one| one.is_calibrated);
-    out.push(format!("\n{}", words::speeds(is_calibrated, language)));
+    out.push(format!("\n{}", words::speeds(compared.is_calibrated(), language)));
     out.join("\n")
 }
 

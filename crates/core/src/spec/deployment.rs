@@ -256,15 +256,20 @@ pub(super) fn check_nodes(
     }
 }
 
-/// Names become parts of file names, of instance ids and of routes.
+/// What names are made of.
+pub(super) const NAMES: &str = "use letters, digits, `-`, `_`, `.` and `:`, at most 128 of them";
+
+/// Names become parts of file names, of instance ids, of routes and of strategies that are written out.
+pub(super) fn is_good_name(name: &str) -> bool {
+    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | ':');
+    !name.is_empty() && name.len() <= 128 && !name.starts_with('.') && name.chars().all(good)
+}
+
+/// Refuses a name that can't be one.
 pub(super) fn check_name(what: &str, name: &Spanned<String>, problems: &mut Problems<'_>) {
     let text = name.get_ref();
-    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | ':');
-    if text.is_empty() || text.len() > 128 || text.starts_with('.') || !text.chars().all(good) {
-        problems.add_with_hint(
-            name.span(),
-            format!("`{text}` can't be a {what}'s name"),
-            "use letters, digits, `-`, `_`, `.` and `:`, at most 128 of them",
-        );
+    if !is_good_name(text) {
+        let message = format!("`{text}` can't be a {what}'s name");
+        problems.add_with_hint(name.span(), message, NAMES);
     }
 }

@@ -5,6 +5,7 @@ use std::fmt;
 
 use serde::Serialize;
 
+use super::deployment::{NAMES, is_good_name};
 use super::error::{Problems, nearest};
 use super::raw::{RawNodeRule, RawNodes};
 use crate::gpu::{self, GpuKind};
@@ -157,6 +158,9 @@ pub(super) fn planned(raw: Vec<RawNodes>, problems: &mut Problems<'_>) -> Vec<No
             problems.add(at.clone(), message);
             Vec::new()
         });
+        if let Some(bad) = names.iter().find(|name| !is_good_name(name)) {
+            problems.add_with_hint(at.clone(), format!("`{bad}` can't be a node's name"), NAMES);
+        }
         if let Some(twice) = names.iter().find(|name| !taken.insert((*name).clone())) {
             problems.add(at.clone(), format!("there is a node `{twice}` already"));
         }

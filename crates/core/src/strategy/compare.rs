@@ -19,7 +19,8 @@ pub fn compare(
 ) -> Result<Comparison, PlanError> {
     let today = today(spec, cluster)?;
     let before = today.as_ref().map(Today::new).unwrap_or_default();
-    let mut strategies = spec.strategies.clone();
+    let strategies = std::iter::once(as_written(spec)).chain(spec.strategies.iter().cloned());
+    let mut strategies: Vec<Strategy> = strategies.collect();
     strategies.extend(find::find(spec, cluster));
     let reports = strategies.iter().map(|one| evaluate_one(one, cluster, &before));
     let mut reports: Vec<StrategyReport> = reports.collect::<Result<_, _>>()?;
@@ -30,6 +31,12 @@ pub fn compare(
         reports.push(StrategyReport { solver: Some(solver), ..report });
     }
     Ok(recommend(reports, today))
+}
+
+/// The spec itself, as a strategy that changes nothing of it.
+pub fn as_written(spec: &Spec) -> Strategy {
+    let spec = Spec { strategies: Vec::new(), ..spec.clone() };
+    Strategy { name: "as-written".to_owned(), title: None, written: None, toml: None, spec }
 }
 
 /// The spec's own strategies, and those that are found.

@@ -29,6 +29,13 @@ pub struct Comparison {
     pub strategies: Vec<StrategyReport>,
 }
 
+impl Comparison {
+    /// Whether all speeds in it were fitted.
+    pub fn is_calibrated(&self) -> bool {
+        !self.strategies.is_empty() && self.strategies.iter().all(|one| one.is_calibrated)
+    }
+}
+
 /// Whether a strategy works.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]

@@ -296,21 +296,29 @@ impl<'a> Filler<'a> {
 
     /// Why there is not even a place to try.
     fn nowhere(&self, index: usize) -> String {
-        let Prepared { deployment, .. } = &self.wanted[index];
+        let Prepared { deployment, gpus, pinned, .. } = &self.wanted[index];
         let name = &deployment.name;
-        let allowed = self.nodes.iter().filter(|node| deployment.nodes.matches(node)).count();
-        let pinned = &self.wanted[index].pinned;
-        match allowed {
-            0 => format!("no node is {}, where {name} may run", deployment.nodes),
-            _ if !pinned.is_empty() && pinned.len() < self.wanted[index].gpus => format!(
-                "{name} takes {} GPUs side by side, and is kept to {}: name as many in its devices",
-                self.wanted[index].gpus,
-                pinned.len()
-            ),
-            _ => format!(
-                "{name} runs on every node that is {} already, and no other has {} GPUs side by side",
-                deployment.nodes, self.wanted[index].gpus
-            ),
+        let may_run = |node: &usize| deployment.nodes.matches(&self.nodes[*node]);
+        let allowed: Vec<usize> = (0..self.nodes.len()).filter(may_run).collect();
+        let most = allowed.iter().map(|node| self.gpus[*node].len()).max().unwrap_or(0);
+        let needed = (*gpus).max(1);
+        match () {
+            () if allowed.is_empty() => {
+                format!("no node is {}, where {name} may run", deployment.nodes)
+            }
+            () if most < needed => {
+                format!(
+                    "{name} takes {needed} GPUs of a node, and none that it may use has more than {most}"
+                )
+            }
+            () if !pinned.is_empty() && self.wanted[index].windows(most).is_empty() => {
+                let named: Vec<String> = pinned.iter().map(|gpu| format!("gpu:{gpu}")).collect();
+                let named = named.join(", ");
+                format!(
+                    "{name} takes {needed} GPUs side by side, and is kept to {named}: name others in devices"
+                )
+            }
+            () => format!("{name} is on all GPUs that it may use already ({})", deployment.nodes),
         }
     }
 

@@ -38,7 +38,7 @@ fn table(compared: &Comparison, language: Language) -> Vec<Vec<String>> {
 
 /// What to say of speeds.
 fn speeds(compared: &Comparison, language: Language) -> &'static str {
-    words::speeds(compared.strategies.iter().all(|one| one.is_calibrated), language)
+    words::speeds(compared.is_calibrated(), language)
 }
 
 /// All that is said of a strategy, in order.
