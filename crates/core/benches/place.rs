@@ -149,7 +149,7 @@ fn compares(criterion: &mut Criterion) {
     let cluster = Cluster { nodes: &[], found: &found, engine, speeds };
     let mut group = criterion.benchmark_group("compare");
     group.sample_size(20);
-    group.bench_function("16 nodes of 4 A10, 16 strategies", |bencher| {
+    group.bench_function("16 nodes of 4 A10, 17 strategies", |bencher| {
         bencher.iter(|| compare::compare(black_box(&spec), &cluster, &|| 0.0));
     });
     group.finish();

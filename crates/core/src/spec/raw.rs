@@ -196,7 +196,8 @@ pub struct RawModel {
     pub facts: Option<RawFacts>,
     /// The engine that runs it. Default: llama_server.
     pub engine: Option<EngineKind>,
-    /// How many instances: a number, or `{ min = 1, max = 3 }`; `min` of them are planned.
+    /// How many instances: a number, or `{ min = 1, max = 3 }`. On this machine `min` of them are planned;
+    /// on machines that are planned for up to `max`, as many as have room, as if all were scaled up.
     pub replicas: Option<Replicas>,
     /// The machines it may use: `node-0`, `!node-0`, `["a", "b"]`, or labels as in `{ zone = "a" }`.
     #[schemars(with = "Option<RawNodeRule>")]

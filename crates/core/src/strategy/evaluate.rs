@@ -205,9 +205,9 @@ impl Laid<'_> {
             let NodeLayout { likely, high } = &self.layout.nodes[node];
             likely.iter().zip(high).enumerate().filter_map(move |(index, (likely, high))| {
                 // What may not start leaves nothing to rely on.
-                let is_risky = self.layout.seats.iter().any(|seat| {
-                    seat.node == node && seat.risk.is_some() && seat.range().contains(&index)
-                });
+                let mut here = self.layout.on(node);
+                let is_risky =
+                    here.any(|seat| seat.risk.is_some() && seat.range().contains(&index));
                 let low = if is_risky { Bytes::ZERO } else { left(high) };
                 let taken = !likely.engines.is_empty();
                 taken.then(|| (left(likely), low, node, index))
@@ -233,27 +233,12 @@ impl Laid<'_> {
                 reason: missing.reason.clone(),
             })
             .collect();
+        let risks = self.risks();
         let mut verdict = StrategyVerdict::Fits;
-        for seat in self.first_of_each() {
-            let (instance, node) = (seat.id.to_string(), self.nodes[seat.node].name.clone());
-            if let Some(message) = &seat.risk {
-                verdict = StrategyVerdict::Tight;
-                reasons.push(Finding::Risk {
-                    instance: instance.clone(),
-                    node,
-                    message: message.clone(),
-                });
-            }
-            if let Some(note) = &seat.started.note {
-                verdict = StrategyVerdict::Tight;
-                reasons.push(Finding::Note { instance: instance.clone(), note: note.clone() });
-            }
-            // Said of what runs today, and not again of every strategy that leaves it alone.
-            let message = seat.started.message.as_ref().filter(|_| self.changes_nothing());
-            if let Some(message) = message {
-                reasons.push(Finding::RunsButWouldNotStart { instance, message: message.clone() });
-            }
+        if risks.iter().any(|one| !matches!(one, Finding::RunsButWouldNotStart { .. })) {
+            verdict = StrategyVerdict::Tight;
         }
+        reasons.extend(risks);
         if let Some(worst) = worst {
             let total = self.gpus.iter().flatten().map(|gpu| gpu.total).max().unwrap_or_default();
             let wanted = kept_free(self.spec, total);
@@ -280,20 +265,39 @@ impl Laid<'_> {
         missing.is_empty() && seats.iter().all(|seat| seat.is_kept)
     }
 
-    /// One instance of each deployment, kept and new ones apart.
-    fn first_of_each(&self) -> Vec<&Seat> {
-        let mut seen = BTreeSet::new();
-        let seats = self.layout.seats.iter();
-        seats.filter(|seat| seen.insert((seat.deployment, seat.is_kept))).collect()
+    /// What may go wrong with instances that have a place; the same of a deployment's others is said
+    /// once.
+    fn risks(&self) -> Vec<Finding> {
+        let is_untouched = self.changes_nothing();
+        let mut said = BTreeSet::new();
+        let mut found = Vec::new();
+        for seat in &self.layout.seats {
+            let (instance, node) = (seat.id.to_string(), self.nodes[seat.node].name.clone());
+            let mut is_new = |text: &String| said.insert((seat.deployment, text.clone()));
+            if let Some(message) = seat.risk.as_ref().filter(|text| is_new(text)) {
+                let (instance, message) = (instance.clone(), message.clone());
+                found.push(Finding::Risk { instance, node, message });
+            }
+            if let Some(note) = seat.started.note.as_ref().filter(|text| is_new(text)) {
+                found.push(Finding::Note { instance: instance.clone(), note: note.clone() });
+            }
+            // Said of what runs today, and not again of every strategy that leaves it alone.
+            let message = seat.started.message.as_ref().filter(|_| is_untouched);
+            if let Some(message) = message.filter(|text| is_new(text)) {
+                found.push(Finding::RunsButWouldNotStart { instance, message: message.clone() });
+            }
+        }
+        found
     }
 
     fn gpu_reports(&self) -> Vec<GpuReport> {
         let mut reports = Vec::new();
+        let models = self.models_of_instances();
         for (node, layout) in self.layout.nodes.iter().enumerate() {
             for (index, gpu) in layout.likely.iter().enumerate() {
                 let Some(id) = self.gpu_index(node, index) else { continue };
                 let share = |(instance, bytes): &(String, Bytes)| GpuShare {
-                    model: self.model_of(instance),
+                    model: models.get(instance.as_str()).copied().unwrap_or_default().to_owned(),
                     instance: instance.clone(),
                     bytes: *bytes,
                 };
@@ -310,9 +314,9 @@ impl Laid<'_> {
         reports
     }
 
-    fn model_of(&self, instance: &str) -> String {
-        let seat = self.layout.seats.iter().find(|seat| seat.id.0 == instance);
-        seat.map_or_else(String::new, |seat| self.wanted[seat.deployment].deployment.model.clone())
+    fn models_of_instances(&self) -> BTreeMap<&str, &str> {
+        let model = |seat: &Seat| self.wanted[seat.deployment].deployment.model.as_str();
+        self.layout.seats.iter().map(|seat| (seat.id.0.as_str(), model(seat))).collect()
     }
 
     fn speed(&self, seat: &Seat) -> Speed {
@@ -424,10 +428,12 @@ impl Laid<'_> {
             self.wanted.iter().find(|one| !runs.contains(one.deployment.model.as_str()))?;
         let node = self.nodes.iter().position(|node| newcomer.deployment.nodes.matches(node))?;
         let gpus = &self.layout.nodes[node].likely;
+        let models = self.models_of_instances();
+        let is_newcomer =
+            |name: &str| models.get(name) == Some(&newcomer.deployment.model.as_str());
         let residents = |gpu: &SharedGpu| -> Bytes {
             let engines = gpu.engines.iter();
-            let others =
-                engines.filter(|(name, _)| self.model_of(name) != newcomer.deployment.model);
+            let others = engines.filter(|(name, _)| !is_newcomer(name));
             others.map(|(_, bytes)| *bytes).sum::<Bytes>() + gpu.foreign
         };
         let free: Vec<Bytes> = gpus.iter().map(|gpu| gpu.total - residents(gpu)).collect();

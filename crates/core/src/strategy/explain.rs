@@ -65,9 +65,7 @@ fn explain_laid(laid: &Laid<'_>, what: &str) -> Vec<Explanation> {
 
 impl Laid<'_> {
     fn why(&self, index: usize, wanted: &Prepared<'_>, node: usize) -> (bool, String) {
-        let here = self.layout.seats.iter();
-        let here: Vec<_> = here.filter(|one| one.deployment == index && one.node == node).collect();
-        if let Some(seat) = here.first() {
+        if let Some(seat) = self.layout.on(node).find(|one| one.deployment == index) {
             let gpus: Vec<String> = seat.range().map(|gpu| gpu.to_string()).collect();
             let bytes = seat.started.bytes.first().copied().unwrap_or_default();
             let why = match seat.is_kept {

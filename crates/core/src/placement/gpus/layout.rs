@@ -73,10 +73,19 @@ pub struct Layout {
     pub seats: Vec<Seat>,
     /// The nodes, as the inventory has them.
     pub nodes: Vec<NodeLayout>,
+    /// The seats of each node.
+    on: Vec<Vec<usize>>,
     /// What found no place.
     pub missing: Vec<Missing>,
     /// What runs today and is stopped or restarted: deployment among those that run, and node.
     pub stopped: Vec<(usize, usize)>,
+}
+
+impl Layout {
+    /// The instances on a node.
+    pub fn on(&self, node: usize) -> impl Iterator<Item = &Seat> {
+        self.on.get(node).into_iter().flatten().filter_map(|index| self.seats.get(*index))
+    }
 }
 
 /// A node while it is filled.
@@ -129,7 +138,11 @@ pub fn lay_out(
             high: node.high.gpus().to_vec(),
         })
         .collect();
-    Layout { seats, nodes, missing, stopped }
+    let mut on = vec![Vec::new(); gpus.len()];
+    for (index, seat) in seats.iter().enumerate() {
+        on[seat.node].push(index);
+    }
+    Layout { seats, nodes, on, missing, stopped }
 }
 
 /// A number for each distinct set of GPUs.

@@ -20,8 +20,7 @@ pub fn speed(
 ) -> Option<Speed> {
     let demand = wanted.deployment.demand.unwrap_or(USUAL);
     let neighbours = |gpu: usize| {
-        let there = layout.seats.iter().filter(|other| other.node == seat.node);
-        there.filter(|other| other.range().contains(&gpu)).count().max(1)
+        layout.on(seat.node).filter(|other| other.range().contains(&gpu)).count().max(1)
     };
     let most = seat.range().map(neighbours).max().unwrap_or(1);
     let kind = kind?;
