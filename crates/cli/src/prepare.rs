@@ -87,6 +87,17 @@ pub(crate) fn plan(
         ))
         .hint("`berth plan` shows what would run on them; without [[cluster.nodes]] it is this machine"));
     }
+    if let Some(one) = spec.deployments.iter().find(|one| one.engine != EngineKind::LlamaServer) {
+        let text = format!(
+            "{} can't be started by this version, which {} asks for",
+            one.engine.as_str(),
+            one.name
+        );
+        return Err(Failure::bad_spec(anyhow::anyhow!(text)).hint(
+            "it can be planned: add the machines as [[cluster.nodes]], and `berth plan --compare` says what \
+             becomes of it",
+        ));
+    }
     if let Some(listen) = listen {
         if !listen.ip().is_loopback() {
             return Err(Failure::bad_spec(anyhow::anyhow!("--listen {listen} is not on loopback"))

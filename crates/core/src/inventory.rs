@@ -98,6 +98,11 @@ impl fmt::Display for DeviceId {
 }
 
 impl Device {
+    /// Whether it is a GPU.
+    pub fn is_gpu(&self) -> bool {
+        matches!(self.kind, DeviceKind::Gpu { .. })
+    }
+
     /// Whether a selector means this device.
     pub fn is(&self, selector: &DeviceSelector) -> bool {
         match (selector, &self.kind) {

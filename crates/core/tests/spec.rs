@@ -115,7 +115,7 @@ fn bad_specs_are_told_what_to_write() {
         ),
         (
             format!("{NODES}{MODEL}nodes = {{ zone = \"a\" }}\n"),
-            "s:6:9: no node is zone = a | no node has a label: give them some in [[cluster.nodes]]",
+            "s:6:9: no node has a label `zone` | give nodes some in [[cluster.nodes]], or in labels of the strategy",
         ),
         (
             format!("{NODES}[[cluster.nodes]]\nnames = \"node-3\"\n{MODEL}"),

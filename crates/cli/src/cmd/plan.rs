@@ -22,6 +22,10 @@ pub(crate) fn run(state: &Path, args: &ComparingArgs) -> Result<ExitCode, Failur
     if args.compare || !spec.cluster.nodes.is_empty() {
         return on_a_cluster(state, spec, args);
     }
+    if !args.what_if.is_empty() {
+        let error = anyhow::anyhow!("--what-if is for machines that are planned for");
+        return Err(Failure::bad_spec(error).hint("add some as [[cluster.nodes]]"));
+    }
     let dir = prepare::state_dir(state)?;
     let planned = prepare::plan(&args.plan, None, &Journal::open(&dir.journal())?)?;
     show(&planned, args.plan.json)?;

@@ -27,9 +27,9 @@ pub(crate) fn run(state: &Path, args: &RollbackArgs) -> Result<ExitCode, Failure
         return Err(Failure::new(anyhow::anyhow!("there is {what}"))
             .hint("`berth apply --strategy NAME` plans and applies one anew"));
     };
-    if let Some(message) = too_full(&earlier, &prepare::inventory(&journal)?) {
+    if let Some(message) = taken_since(&earlier, &prepare::inventory(&journal)?) {
         output::talk(&format!("error: the earlier plan does not fit any more: {message}"));
-        output::talk("hint: free that memory, or plan anew with `berth apply`");
+        output::talk("hint: free it, or plan anew with `berth apply`");
         return Ok(ExitCode::from(DOES_NOT_FIT));
     }
     let plan = Plan { parent: Some(current.plan.digest()), ..earlier };
@@ -37,8 +37,13 @@ pub(crate) fn run(state: &Path, args: &RollbackArgs) -> Result<ExitCode, Failure
     apply::finish(&dir, &journal, args.json)
 }
 
-/// A device on which others have taken what the plan counts on.
-fn too_full(plan: &Plan, inventory: &Inventory) -> Option<String> {
+/// What of the plan somebody else has taken since: a port, or memory that it counts on.
+fn taken_since(plan: &Plan, inventory: &Inventory) -> Option<String> {
+    let ports = inventory.nodes.iter().flat_map(|node| &node.ports_taken);
+    let ports: Vec<u16> = ports.copied().collect();
+    if let Some(one) = plan.instances.iter().find(|one| ports.contains(&one.port)) {
+        return Some(format!("port {} of {} is in use by somebody else", one.port, one.id));
+    }
     plan.devices.iter().find_map(|planned| {
         let nodes = inventory.nodes.iter().filter(|node| node.name == planned.node);
         let device = nodes.flat_map(|node| &node.devices).find(|one| one.id == planned.device);

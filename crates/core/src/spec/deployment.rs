@@ -8,7 +8,7 @@ use toml::Spanned;
 
 use super::error::{Problems, nearest};
 use super::raw::{Demand, EngineKind, RawFacts, RawModel, RawNodeRule, RawRunning, Replicas};
-use super::{DeviceSelector, Flags, NodeRule, Source, check_flags, overlay, source};
+use super::{DeviceSelector, FlagValue, Flags, NodeRule, Source, check_flags, overlay, source};
 use crate::inventory::Node;
 use crate::model::{GgmlType, assumed, known};
 use crate::units::Bytes;
@@ -79,6 +79,12 @@ pub(super) fn deployments(
     let (mut deployments, mut running) = (Vec::new(), Vec::new());
     for (name, raw) in models {
         check_name("model", name, problems);
+        for (group, over) in &raw.deployments {
+            if over.running.is_some() || !over.deployments.is_empty() {
+                let message = "a deployment has neither `running` nor deployments of its own";
+                problems.add_with_hint(group.span(), message, "write them in the model's section");
+            }
+        }
         let mut whole = raw.clone();
         let (groups, runs) = (std::mem::take(&mut whole.deployments), whole.running.take());
         let model = name.get_ref();
@@ -87,7 +93,7 @@ pub(super) fn deployments(
         }
         for (group, over) in &groups {
             check_name("deployment", group, problems);
-            let merged = overlay::model(&whole, over);
+            let merged = overlay::model(&whole, over, EngineKind::default());
             let full = format!("{model}-{}", group.get_ref());
             deployments.push(deployment(name, model, full, &merged, nodes, problems));
         }
@@ -115,7 +121,25 @@ fn as_it_runs(
     whole.devices = raw.devices;
     whole.flags.extend(raw.flags);
     let text = name.get_ref();
+    let at = whole.nodes.as_ref().map(Spanned::span);
     let mut deployment = deployment(name, text, text.clone(), &whole, nodes, problems);
+    let size = |name: &str| match deployment.flags.get(name) {
+        Some(FlagValue::Int(size)) => usize::try_from(*size).unwrap_or(usize::MAX),
+        _ => 1,
+    };
+    let gpus = size("tensor_parallel_size").saturating_mul(size("pipeline_parallel_size"));
+    let first = deployment.devices.iter().filter_map(|device| match device {
+        DeviceSelector::GpuIndex(index) => Some(*index as usize),
+        _ => None,
+    });
+    let last = first.min().unwrap_or(0).saturating_add(gpus);
+    let has_room = |node: &&Node| node.devices.iter().filter(|one| one.is_gpu()).count() >= last;
+    let mut meant = nodes.iter().filter(|node| deployment.nodes.matches(node));
+    if let Some(node) = meant.find(|node| !has_room(node)) {
+        let message =
+            format!("{text} takes GPUs up to gpu:{} there, and {} has fewer", last - 1, node.name);
+        problems.add(at.unwrap_or_default(), message);
+    }
     let count = nodes.iter().filter(|node| deployment.nodes.matches(node)).count();
     let count = u32::try_from(count).unwrap_or(u32::MAX);
     deployment.replicas = Replicas { min: count, max: count };
@@ -147,8 +171,15 @@ fn deployment(
             "add facts = { model = \"medgemma-4b\", type = \"q8_0\" }: a model that berth knows",
         );
     }
-    let devices = raw.devices.iter().flatten();
-    let devices = devices.filter_map(|device| source::selector(device, problems)).collect();
+    let mut devices = Vec::new();
+    for raw in raw.devices.iter().flatten() {
+        let Some(selector) = source::selector(raw, problems) else { continue };
+        if !nodes.is_empty() && !matches!(selector, DeviceSelector::GpuIndex(_)) {
+            let message = format!("machines that are planned for have no `{selector}` to run on");
+            problems.add_with_hint(raw.span(), message, "write \"gpu:0\", \"gpu:1\"...");
+        }
+        devices.push(selector);
+    }
     Deployment {
         model: model.to_owned(),
         source,
@@ -170,7 +201,8 @@ fn deployment(
 
 fn checked(raw: &Spanned<Demand>, problems: &mut Problems<'_>) -> Demand {
     let demand = *raw.get_ref();
-    let is_fine = |number: f64| (0.0..=1e9).contains(&number);
+    // What is smaller than this is nothing, and nothing can be divided by it.
+    let is_fine = |number: f64| number == 0.0 || (1e-6..=1e9).contains(&number);
     if !is_fine(demand.requests_per_second) || !demand.token_ms.is_none_or(is_fine) {
         let message = "a demand is a number from 0 up to a thousand million";
         let hint = "write demand = { requests_per_second = 2.5, prompt_tokens = 1000, answer_tokens = 250 }";
@@ -236,7 +268,14 @@ pub(super) fn check_nodes(
         return;
     }
     let names = || nodes.iter().map(|node| node.name.as_str());
-    if let Some(unknown) = rule.unknown(nodes).first() {
+    if let Some(label) = rule.unknown_label(nodes) {
+        let labels = nodes.iter().flat_map(|node| node.labels.keys().map(String::as_str));
+        let hint = match nearest(label, labels) {
+            Some(near) => format!("did you mean `{near}`?"),
+            None => "give nodes some in [[cluster.nodes]], or in labels of the strategy".to_owned(),
+        };
+        problems.add_with_hint(at, format!("no node has a label `{label}`"), hint);
+    } else if let Some(unknown) = rule.unknown(nodes).first() {
         let hint = match nearest(unknown, names()) {
             Some(near) => format!("did you mean `{near}`?"),
             None => format!("there are: {}", names().take(20).collect::<Vec<_>>().join(", ")),

@@ -12,9 +12,10 @@ use crate::gpu::{self, GpuKind};
 use crate::inventory::{Cpu, Device, DeviceId, DeviceKind, Node};
 use crate::units::Bytes;
 
-/// More machines than this are a slip of the pen.
-const MAX_NODES: u64 = 65_536;
+/// More machines than this, of all groups, are a slip of the pen.
+pub const MAX_NODES: u64 = 65_536;
 const MAX_GPUS: u32 = 16;
+const MAX_DIGITS: usize = 12;
 
 /// Which machines are meant.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -121,13 +122,26 @@ impl NodeRule {
         }
     }
 
+    /// These machines.
+    pub fn of_names(names: impl IntoIterator<Item = String>) -> Self {
+        Self::Named(Operand { values: names.into_iter().collect(), is_negated: false })
+    }
+
+    /// A label in it that no machine has.
+    pub fn unknown_label(&self, nodes: &[Node]) -> Option<&str> {
+        let Self::Labelled(labels) = self else { return None };
+        let is_unknown =
+            |label: &&String| !nodes.iter().any(|node| node.labels.contains_key(*label));
+        labels.keys().find(is_unknown).map(String::as_str)
+    }
+
     /// The names in it that no machine has.
     pub fn unknown<'a>(&'a self, nodes: &[Node]) -> Vec<&'a str> {
         let Self::Named(operand) = self else { return Vec::new() };
-        let is_there = |name: &str| {
-            nodes.iter().any(|node| node.name == name || node.address.as_deref() == Some(name))
-        };
-        operand.values.iter().map(String::as_str).filter(|name| !is_there(name)).collect()
+        let addresses = nodes.iter().filter_map(|node| node.address.as_deref());
+        let there: BTreeSet<&str> =
+            nodes.iter().map(|node| node.name.as_str()).chain(addresses).collect();
+        operand.values.iter().map(String::as_str).filter(|name| !there.contains(name)).collect()
     }
 }
 
@@ -140,6 +154,9 @@ fn expand(names: &str) -> Result<Vec<String>, String> {
         text.trim().parse::<u64>().map_err(|_| format!("`{range}` is no range, as in [0-15]"))
     };
     let (low, high) = (number(first)?, number(last)?);
+    if first.len() > MAX_DIGITS {
+        return Err(format!("`{range}` has more digits than any number of machines"));
+    }
     if low > high || high - low >= MAX_NODES {
         return Err(format!("`{range}` is no range of up to {MAX_NODES} numbers"));
     }
@@ -165,7 +182,11 @@ pub(super) fn planned(raw: Vec<RawNodes>, problems: &mut Problems<'_>) -> Vec<No
             problems.add(at.clone(), format!("there is a node `{twice}` already"));
         }
         if names.len() > 1 && group.address.is_some() {
-            problems.add(at, "several nodes can't have one address: give each an entry");
+            problems.add(at.clone(), "several nodes can't have one address: give each an entry");
+        }
+        if nodes.len() + names.len() > MAX_NODES as usize {
+            problems.add(at, format!("these are more than {MAX_NODES} nodes"));
+            break;
         }
         let devices = devices(&group, problems);
         nodes.extend(names.into_iter().map(|name| Node {

@@ -6,18 +6,19 @@ use std::collections::BTreeMap;
 
 use toml::Spanned;
 
-use super::raw::RawModel;
+use super::raw::{EngineKind, RawModel};
 
 /// The models of a spec with those of a strategy over them. A deployment of the strategy is laid over
 /// the spec's of the same name.
 pub(super) fn models(
     base: &BTreeMap<Spanned<String>, RawModel>,
     over: &BTreeMap<Spanned<String>, RawModel>,
+    inherited: EngineKind,
 ) -> BTreeMap<Spanned<String>, RawModel> {
     let mut models = base.clone();
     for (name, over) in over {
         let merged = match base.get(name) {
-            Some(base) => model(base, over),
+            Some(base) => model(base, over, inherited),
             None => over.clone(),
         };
         models.insert(name.clone(), merged);
@@ -25,14 +26,17 @@ pub(super) fn models(
     models
 }
 
-/// One model over another.
-pub(super) fn model(base: &RawModel, over: &RawModel) -> RawModel {
+/// One model over another, whose engine is `inherited` where it says none.
+pub(super) fn model(base: &RawModel, over: &RawModel, inherited: EngineKind) -> RawModel {
+    let engine = base.engine.unwrap_or(inherited);
+    // Another engine has other flags, and other facts.
+    if over.engine.is_some_and(|other| other != engine) {
+        let (flags, extra_args, facts) = Default::default();
+        let bare = RawModel { engine: None, flags, extra_args, facts, ..base.clone() };
+        return model(&bare, over, over.engine.unwrap_or(engine));
+    }
     let mut flags = base.flags.clone();
     flags.extend(over.flags.clone());
-    // Another engine has other flags.
-    if over.engine.is_some_and(|engine| engine != base.engine.unwrap_or_default()) {
-        flags.clone_from(&over.flags);
-    }
     RawModel {
         source: over.source.clone().or_else(|| base.source.clone()),
         facts: over.facts.clone().or_else(|| base.facts.clone()),
@@ -43,7 +47,7 @@ pub(super) fn model(base: &RawModel, over: &RawModel) -> RawModel {
         flags,
         extra_args: over.extra_args.clone().or_else(|| base.extra_args.clone()),
         demand: over.demand.clone().or_else(|| base.demand.clone()),
-        deployments: models(&base.deployments, &over.deployments),
+        deployments: models(&base.deployments, &over.deployments, over.engine.unwrap_or(engine)),
         running: over.running.clone().or_else(|| base.running.clone()),
     }
 }

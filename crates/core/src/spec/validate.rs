@@ -171,7 +171,13 @@ fn strategy(
             }
         }
     }
-    let mut merged = overlay::models(models, &change.models);
+    for (name, model) in &change.models {
+        if model.running.is_some() {
+            let hint = "write it in the model's own section, [models.NAME.running]";
+            problems.add_with_hint(name.span(), "a strategy doesn't say what runs", hint);
+        }
+    }
+    let mut merged = overlay::models(models, &change.models, EngineKind::default());
     // What runs is no matter of a strategy's, and it may run something else than the strategy wants.
     merged.values_mut().for_each(|model| model.running = None);
     for left_out in change.without {

@@ -10,7 +10,7 @@ use std::ops::Range;
 use serde_json::{Value, json};
 
 use super::evaluate::{Cluster, gpus, kept_free, nodes};
-use super::find::{devices, inline};
+use super::find::{self, devices, inline};
 use super::report::SolverReport;
 use crate::inventory::{Device, Node};
 use crate::memory::vllm::search::Question;
@@ -60,6 +60,8 @@ struct Program<'a> {
     kind_of: Vec<usize>,
     /// The instances of each block.
     made: Vec<Vec<Deployment>>,
+    /// The first GPU of each block that runs.
+    runs_at: BTreeMap<usize, usize>,
     problem: Problem,
     /// The nodes of each class, in order.
     members: Vec<Vec<usize>>,
@@ -94,7 +96,11 @@ fn report(solved: &Solved) -> SolverReport {
 impl<'a> Program<'a> {
     fn new(spec: &'a Spec, cluster: &'a Cluster<'a>) -> Option<Self> {
         let is_vllm = |one: &Deployment| one.engine == EngineKind::Vllm;
-        if spec.deployments.is_empty() || !spec.deployments.iter().all(is_vllm) {
+        // Blocks choose layouts and GPUs themselves, and divide models into groups of their own.
+        let is_free = |one: &Deployment| {
+            is_vllm(one) && one.devices.is_empty() && find::is_whole(spec, &one.model)
+        };
+        if spec.deployments.is_empty() || !spec.deployments.iter().all(is_free) {
             return None;
         }
         let nodes = nodes(cluster, spec);
@@ -105,6 +111,7 @@ impl<'a> Program<'a> {
             kinds: Vec::new(),
             kind_of: Vec::new(),
             made: Vec::new(),
+            runs_at: BTreeMap::new(),
             problem: Problem::default(),
             members: Vec::new(),
         };
@@ -113,6 +120,9 @@ impl<'a> Program<'a> {
             program.add_blocks(kind);
         }
         let running = program.add_running();
+        if running.iter().enumerate().any(|(node, blocks)| program.is_shared(node, blocks)) {
+            return None;
+        }
         program.add_classes(&running);
         program.add_models();
         Some(program)
@@ -291,18 +301,38 @@ impl<'a> Program<'a> {
         of_node
     }
 
+    /// Whether blocks that run on a node take the same GPUs: such are no blocks of the program's.
+    fn is_shared(&self, node: usize, blocks: &[usize]) -> bool {
+        let mut taken = vec![false; self.kinds[self.kind_of[node]].gpus.len()];
+        blocks.iter().any(|block| {
+            let first = self.runs_at.get(block).copied().unwrap_or(0);
+            let range = first..first + self.problem.blocks[*block].gpus as usize;
+            match taken.get_mut(range) {
+                Some(here) if here.iter().all(|one| !*one) => {
+                    here.fill(true);
+                    false
+                }
+                _ => true,
+            }
+        })
+    }
+
     fn running_block(&mut self, running: &Running, kind: usize) -> Option<usize> {
         let args = arguments(&running.deployment.flags);
         let of = |name: &str| args[name].as_u64().unwrap_or(1).clamp(1, 64) as usize;
         let ranks = of("tensor_parallel_size") * of("pipeline_parallel_size");
         let size = ranks.next_power_of_two();
-        let mut member = with_flags(&running.deployment, &args, 0..ranks);
-        member.nodes = NodeRule::Any;
+        let member = with_flags(&running.deployment, &args, 0..ranks);
         let alone = Running { deployment: member.clone(), observed: None };
         let members = vec![member];
         let speeds = self.try_out(kind, size, &members, &[alone])?;
         // It is there already; whether more of it would start is another matter.
         self.push(size, Vec::new(), members, &speeds);
+        let first = running.deployment.devices.iter().filter_map(|device| match device {
+            DeviceSelector::GpuIndex(index) => Some(*index as usize),
+            _ => None,
+        });
+        self.runs_at.insert(self.made.len() - 1, first.min().unwrap_or(0));
         Some(self.made.len() - 1)
     }
 
@@ -380,23 +410,28 @@ impl<'a> Program<'a> {
         text
     }
 
-    /// The blocks of a node with their first GPUs: what stays stays where it is, the rest goes to
-    /// aligned windows, the largest first.
+    /// The blocks of a node with their first GPUs: what stays stays where it is, the rest goes to free
+    /// windows, aligned ones first, the largest block first.
     fn places(&self, on: &OnNode) -> Vec<(usize, usize)> {
         let class = &self.problem.classes[on.class];
-        let kept = class.running.iter().zip(&on.kept);
-        let kept = kept.flat_map(|((block, _), count)| (0..*count).map(|_| *block));
+        let kept = class.running.iter().zip(&on.kept).filter(|(_, count)| **count > 0);
         let mut taken = vec![false; class.gpus as usize];
         let mut places = Vec::new();
-        for block in kept.chain(on.new.iter().copied()) {
-            let size = self.problem.blocks[block].gpus as usize;
-            let mut windows = (0..taken.len()).step_by(size);
+        for ((block, _), _) in kept {
+            let first = self.runs_at.get(block).copied().unwrap_or(0);
+            let last = (first + self.problem.blocks[*block].gpus as usize).min(taken.len());
+            taken[first.min(last)..last].fill(true);
+            places.push((*block, first));
+        }
+        for block in &on.new {
+            let size = self.problem.blocks[*block].gpus as usize;
             let is_free = |first: &usize| {
                 taken.get(*first..first + size).is_some_and(|here| here.iter().all(|one| !one))
             };
-            let Some(first) = windows.find(is_free) else { continue };
+            let aligned = (0..taken.len()).step_by(size).find(is_free);
+            let Some(first) = aligned.or_else(|| (0..taken.len()).find(is_free)) else { continue };
             taken[first..first + size].fill(true);
-            places.push((block, first));
+            places.push((*block, first));
         }
         places
     }

@@ -1,7 +1,9 @@
 //! All strategies side by side, and the one that is recommended.
 
+use std::collections::BTreeSet;
+
 use super::evaluate::{Candidate, Cluster, Today, evaluate};
-use super::report::{Comparison, SolverReport, StrategyReport, StrategyVerdict};
+use super::report::{Comparison, ModelReport, SolverReport, StrategyReport, StrategyVerdict};
 use super::words::Finding;
 use super::{best, find};
 use crate::placement::PlanError;
@@ -108,12 +110,16 @@ struct Merit {
 
 impl Merit {
     fn of(report: &StrategyReport) -> Self {
-        let is_other = |finding: &&Finding| matches!(finding, Finding::OtherWeights { .. });
+        let other = |finding: &Finding| match finding {
+            Finding::OtherWeights { model, .. } => Some(model.clone()),
+            _ => None,
+        };
+        let other: BTreeSet<String> = report.complexity.iter().filter_map(other).collect();
         let kept = report.models.iter().filter_map(|model| model.capacity).fold(1.0, f64::min);
         Self {
             verdict: report.verdict,
             unserved: report.models.iter().map(|model| model.unserved_requests_per_second).sum(),
-            other_weights: report.complexity.iter().filter(is_other).count(),
+            other_weights: other.len(),
             loss: ((1.0 - kept) * 100.0).round(),
             restarts: report.restarts,
             complexity: report.complexity.len(),
@@ -173,6 +179,15 @@ fn wins(best: &StrategyReport, second: &StrategyReport) -> Vec<Finding> {
             };
             second.reasons.iter().find(risks).map(without).unwrap_or_default()
         }
+        () if theirs.unserved > ours.unserved => {
+            let unserved = |model: &&ModelReport| model.unserved_requests_per_second > 0.0;
+            let model = second.models.iter().find(unserved);
+            let finding = |model: &ModelReport| Finding::Unserved {
+                model: model.name.clone(),
+                requests_per_second: model.unserved_requests_per_second,
+            };
+            model.map(|model| without(&finding(model))).unwrap_or_default()
+        }
         () if theirs.other_weights > ours.other_weights => {
             let other = |finding: &&Finding| matches!(finding, Finding::OtherWeights { .. });
             second.complexity.iter().find(other).map(without).unwrap_or_default()
@@ -189,6 +204,18 @@ fn wins(best: &StrategyReport, second: &StrategyReport) -> Vec<Finding> {
                 .collect()
         }
         () if theirs.restarts > ours.restarts => without(&Finding::Restarts(second.restarts)),
-        () => second.complexity.first().map(without).unwrap_or_default(),
+        () if theirs.complexity > ours.complexity => {
+            second.complexity.first().map(without).unwrap_or_default()
+        }
+        () if theirs.tightness > ours.tightness => {
+            let left = |finding: &&Finding| matches!(finding, Finding::Left { .. });
+            second.reasons.iter().find(left).map(without).unwrap_or_default()
+        }
+        () => vec![Finding::AsGood { gpus: [best, second].map(taken) }],
     }
+}
+
+/// GPUs that hold anything.
+fn taken(report: &StrategyReport) -> usize {
+    report.gpus.iter().filter(|gpu| !gpu.instances.is_empty()).count()
 }

@@ -88,7 +88,7 @@ impl Requirement {
 fn requirements(spec: &Spec) -> Vec<Requirement> {
     let mut all = Vec::new();
     for Deployment { name, nodes, devices, replicas, .. } in &spec.deployments {
-        // The cheapest to do without come first: those are tried to be left away first.
+        // The cheapest to do without come first.
         if !devices.is_empty() {
             all.push(Requirement::Devices(name.clone()));
         }
@@ -145,14 +145,15 @@ pub fn conflict(spec: &Spec, cluster: &Cluster<'_>) -> Result<Conflict, PlanErro
 /// Deployments whose fraction could be smaller, so that all would fit.
 fn smaller_fractions(spec: &Spec, cluster: &Cluster<'_>) -> Result<Vec<String>, PlanError> {
     let mut changes = Vec::new();
-    let node_gpus = gpus(nodes(cluster, spec));
-    let Some(gpus) = node_gpus.first() else { return Ok(changes) };
+    let nodes = nodes(cluster, spec);
+    let gpus = gpus(nodes);
     for (index, one) in spec.deployments.iter().enumerate() {
         let Some(located) = cluster.found.model(one) else { continue };
         let Facts::Transformer(model) = &located.facts else { continue };
         let args = arguments(&one.flags);
-        let count = prepare(one, cluster.found)?.gpus_of(gpus.len());
-        let Some(here) = gpus.get(..count) else { continue };
+        let count = prepare(one, cluster.found)?.gpus_of(1);
+        let mut possible = nodes.iter().zip(&gpus).filter(|(node, _)| one.nodes.matches(node));
+        let Some(here) = possible.find_map(|(_, gpus)| gpus.get(..count)) else { continue };
         let tokens = args["max_model_len"].as_u64().unwrap_or(model.max_position);
         let engine = Engine { estimate: Estimate::High, ..cluster.engine };
         let question = Question { model, args: &args, gpus: here, engine };

@@ -210,15 +210,18 @@ impl Laid<'_> {
                     here.any(|seat| seat.risk.is_some() && seat.range().contains(&index));
                 let low = if is_risky { Bytes::ZERO } else { left(high) };
                 let taken = !likely.engines.is_empty();
-                taken.then(|| (left(likely), low, node, index))
+                // Cards of several sizes are compared by what is left beyond what shall be.
+                let spare = left(likely).0 as i128 - kept_free(self.spec, likely.total).0 as i128;
+                taken.then(|| (spare, left(likely), low, node, index))
             })
         };
-        let (bytes, low, node, gpu) = self.changed().into_iter().flat_map(of).min()?;
+        let (_, bytes, low, node, gpu) = self.changed().into_iter().flat_map(of).min()?;
         Some(Worst {
             node: self.nodes[node].name.clone(),
             gpu: self.gpu_index(node, gpu)?.clone(),
             headroom_bytes: bytes,
             headroom_bytes_low: low,
+            kept_free_bytes: kept_free(self.spec, self.layout.nodes[node].likely[gpu].total),
         })
     }
 
@@ -240,8 +243,7 @@ impl Laid<'_> {
         }
         reasons.extend(risks);
         if let Some(worst) = worst {
-            let total = self.gpus.iter().flatten().map(|gpu| gpu.total).max().unwrap_or_default();
-            let wanted = kept_free(self.spec, total);
+            let wanted = worst.kept_free_bytes;
             if worst.headroom_bytes < wanted {
                 verdict = StrategyVerdict::Tight;
                 reasons.push(Finding::LeftTooLittle { bytes: worst.headroom_bytes, wanted });

@@ -39,17 +39,41 @@ struct Case<'a> {
     elsewhere: usize,
 }
 
-/// What is found for a spec. Names that the spec has already are left to it.
+/// What is found for a spec. Names that the spec has already are left to it; where several models are
+/// wanted, a name ends in the model's.
 pub fn find(spec: &Spec, cluster: &Cluster<'_>) -> Vec<Strategy> {
-    let texts: Vec<String> = cases(spec, cluster).iter().flat_map(Case::strategies).collect();
-    let parsed = spec.with_strategies(&texts.concat()).map(|spec| spec.strategies);
-    let mut found = parsed.unwrap_or_default();
-    found.retain(|one| !spec.strategies.iter().any(|known| known.name == one.name));
-    for one in &mut found {
-        let head = format!("\n[strategies.{}]\n", one.name);
-        one.toml = texts.iter().find(|text| text.starts_with(&head)).cloned();
+    let cases = cases(spec, cluster);
+    let mut found: Vec<Strategy> = Vec::new();
+    for case in &cases {
+        let ending =
+            if cases.len() > 1 { format!("-{}", case.newcomer.model) } else { String::new() };
+        for text in case.strategies() {
+            let Some(name) = name_of(&text) else { continue };
+            let text = text.replace(
+                &format!("[strategies.{name}"),
+                &format!("[strategies.\"{name}{ending}\""),
+            );
+            let is_taken = |one: &Strategy| one.name == format!("{name}{ending}");
+            if spec.strategies.iter().chain(&found).any(is_taken) {
+                continue;
+            }
+            let parsed = spec.with_strategies(&text).map(|spec| spec.strategies);
+            let one = parsed.unwrap_or_default().into_iter().find(is_taken);
+            found.extend(one.map(|one| Strategy { toml: Some(text), ..one }));
+        }
     }
     found
+}
+
+/// The name in a strategy's text.
+fn name_of(text: &str) -> Option<&str> {
+    text.split_once("[strategies.")?.1.split_once(']').map(|(name, _)| name)
+}
+
+/// Whether a model is run as one group, so that it can be divided anew.
+pub(super) fn is_whole(spec: &Spec, model: &str) -> bool {
+    spec.deployments.iter().filter(|one| one.model == model).count() == 1
+        && spec.deployments.iter().any(|one| one.name == model)
 }
 
 /// Each model that is wanted and doesn't run, with what runs on the first machine where it may be.
@@ -68,6 +92,10 @@ fn cases<'a>(spec: &'a Spec, cluster: &Cluster<'a>) -> Vec<Case<'a>> {
         let Some((at, node)) = at.map(|at| (at, &nodes[at])) else { continue };
         let here = spec.running.iter().find(|running| running.deployment.nodes.matches(node));
         let Some(resident) = here else { continue };
+        if ![&newcomer.model, &resident.deployment.model].into_iter().all(|one| is_whole(spec, one))
+        {
+            continue;
+        }
         let Some(old_model) = transformer(&resident.deployment) else { continue };
         let Some(total) = all_gpus[at].iter().map(|gpu| gpu.total).min() else { continue };
         cases.push(Case {
@@ -359,7 +387,7 @@ impl Case<'_> {
                 break;
             }
         }
-        let (ranks, value, mut args) = found?;
+        let (ranks, value, mut args) = found.filter(|(ranks, ..)| *ranks < self.gpus.len())?;
         args["gpu_memory_utilization"] = json!(value);
         let here = [
             format!("source = \"{}-w4a16\"", known.name),

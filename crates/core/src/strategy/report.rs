@@ -97,6 +97,8 @@ pub struct Worst {
     pub headroom_bytes: Bytes,
     /// What is left at the pessimistic end.
     pub headroom_bytes_low: Bytes,
+    /// What shall stay free of it.
+    pub kept_free_bytes: Bytes,
 }
 
 /// A sum that was written down, and what it really is.

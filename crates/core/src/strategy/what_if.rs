@@ -5,7 +5,8 @@ use std::str::FromStr;
 
 use crate::gpu::GpuKind;
 use crate::inventory::{DeviceKind, Node};
-use crate::spec::Spec;
+use crate::spec::nodes::MAX_NODES;
+use crate::spec::{NodeRule, Spec};
 
 /// One change to a spec.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,7 +45,11 @@ impl FromStr for WhatIf {
         let unknown = || WhatIfError::Unknown(text.to_owned());
         let (what, value) = text.split_once('=').ok_or_else(unknown)?;
         match what.trim() {
-            "add" => value.trim().parse().map(Self::Add).map_err(|_| unknown()),
+            "add" => {
+                let count = value.trim().parse().ok();
+                let count = count.filter(|count| u64::from(*count) <= MAX_NODES);
+                count.map(Self::Add).ok_or_else(unknown)
+            }
             "lose" => Ok(Self::Lose(value.trim().to_owned())),
             "gpu" => Ok(Self::Gpu(value.trim().to_owned())),
             "demand" => {
@@ -76,7 +81,16 @@ impl WhatIf {
     pub fn apply(&self, spec: &Spec) -> Result<Spec, WhatIfError> {
         let mut spec = spec.clone();
         match self {
-            Self::Add(count) => add(&mut spec.cluster.nodes, *count),
+            Self::Add(count) => {
+                // Nothing runs on what is added, whatever its name and labels.
+                for running in &mut spec.running {
+                    let rule = &running.deployment.nodes;
+                    let names = spec.cluster.nodes.iter().filter(|node| rule.matches(node));
+                    let names: Vec<String> = names.map(|node| node.name.clone()).collect();
+                    running.deployment.nodes = NodeRule::of_names(names);
+                }
+                add(&mut spec.cluster.nodes, *count);
+            }
             Self::Lose(name) => {
                 let before = spec.cluster.nodes.len();
                 spec.cluster.nodes.retain(|node| node.name != *name);

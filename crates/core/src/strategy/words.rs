@@ -135,6 +135,18 @@ pub enum Finding {
         /// GPUs that are shared.
         gpus: usize,
     },
+    /// Requests that can't be served.
+    Unserved {
+        /// The model.
+        model: String,
+        /// How many a second.
+        requests_per_second: f64,
+    },
+    /// It is as good in all that is compared.
+    AsGood {
+        /// GPUs that the first and the second take.
+        gpus: [usize; 2],
+    },
     /// It is the only one that fits.
     OnlyOne,
     /// The next best would win if nobody minded that.
@@ -229,6 +241,13 @@ impl Finding {
                     "engines share {gpus} GPUs and must start one after the other, in this order"
                 )
             }
+            Self::Unserved { model, requests_per_second } => {
+                format!("{requests_per_second:.2} requests a second of {model} can't be served")
+            }
+            Self::AsGood { gpus: [first, second] } => format!(
+                "it is as good in all that is compared; it takes {second} GPUs, the first {first}: choose \
+                 it if you want the others free"
+            ),
             Self::OnlyOne => "nothing else fits".to_owned(),
             Self::WinsWithout(finding) => {
                 format!("it would win but for this: {}", finding.english())
@@ -299,6 +318,15 @@ impl Finding {
             }
             Self::Shared { gpus } => format!(
                 "varios motores comparten {gpus} GPU y deben arrancar uno tras otro, en este orden"
+            ),
+            Self::Unserved { model, requests_per_second } => {
+                format!(
+                    "no se pueden atender {requests_per_second:.2} peticiones por segundo de {model}"
+                )
+            }
+            Self::AsGood { gpus: [first, second] } => format!(
+                "es igual de buena en todo lo comparado; ocupa {second} GPU, la primera {first}: elíjala si \
+                 quiere libres las demás"
             ),
             Self::OnlyOne => "no cabe nada más".to_owned(),
             Self::WinsWithout(finding) => {

@@ -4,7 +4,7 @@
 //! Deployments come in the order in which they start: what runs unchanged stays, then the largest.
 //! Nodes that are in the same state are tried once.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::prepared::{Prepared, Started};
 use crate::inventory::{InstanceId, Node};
@@ -51,7 +51,7 @@ pub struct Missing {
     pub wanted: u32,
     /// Instances that have a place.
     pub placed: u32,
-    /// What the engine would do, on the node where it got furthest.
+    /// What the engine would do, on the first node where it was tried.
     pub verdict: Verdict,
     /// Why, in the engine's words where it has some.
     pub reason: String,
@@ -106,20 +106,22 @@ pub fn lay_out(
     gpus: &[Vec<Gpu>],
     engine: &Engine<'_>,
 ) -> Layout {
+    let empty =
+        |gpus| Filling { likely: Sharing::new(gpus), high: Sharing::new(gpus), holds: Vec::new() };
+    let kinds = kinds(wanted, nodes, gpus);
+    let mut states: BTreeMap<State, BTreeSet<usize>> = BTreeMap::new();
+    for (node, kind) in kinds.iter().enumerate() {
+        states.entry((*kind, Vec::new())).or_default().insert(node);
+    }
     let mut filler = Filler {
         wanted,
         nodes,
         gpus,
         engine,
-        filling: gpus
-            .iter()
-            .map(|gpus| Filling {
-                likely: Sharing::new(gpus),
-                high: Sharing::new(gpus),
-                holds: Vec::new(),
-            })
-            .collect(),
-        kinds: kinds(gpus),
+        filling: gpus.iter().map(|gpus| empty(gpus.as_slice())).collect(),
+        kinds,
+        states,
+        placed: vec![0; wanted.len()],
         seats: Vec::new(),
     };
     let stopped = filler.keep_running(running);
@@ -145,18 +147,22 @@ pub fn lay_out(
     Layout { seats, nodes, on, missing, stopped }
 }
 
-/// A number for each distinct set of GPUs.
-fn kinds(gpus: &[Vec<Gpu>]) -> Vec<usize> {
-    let mut distinct: Vec<&Vec<Gpu>> = Vec::new();
-    let number = |gpus| match distinct.iter().position(|known| *known == gpus) {
-        Some(at) => at,
-        None => {
-            distinct.push(gpus);
+/// A number for each distinct node: its GPUs, and which deployments may run there.
+fn kinds(wanted: &[Prepared<'_>], nodes: &[Node], gpus: &[Vec<Gpu>]) -> Vec<usize> {
+    let mut distinct: Vec<(&Vec<Gpu>, Vec<bool>)> = Vec::new();
+    let number = |(node, gpus)| {
+        let may_run = wanted.iter().map(|one| one.deployment.nodes.matches(node)).collect();
+        let kind = (gpus, may_run);
+        distinct.iter().position(|known| *known == kind).unwrap_or_else(|| {
+            distinct.push(kind);
             distinct.len() - 1
-        }
+        })
     };
-    gpus.iter().map(number).collect()
+    nodes.iter().zip(gpus).map(number).collect()
 }
+
+/// What a node's next start depends on: its kind, and what it holds. Nodes in one state are tried once.
+type State = (usize, Vec<(usize, usize, bool)>);
 
 struct Filler<'a> {
     wanted: &'a [Prepared<'a>],
@@ -165,6 +171,9 @@ struct Filler<'a> {
     engine: &'a Engine<'a>,
     filling: Vec<Filling<'a>>,
     kinds: Vec<usize>,
+    states: BTreeMap<State, BTreeSet<usize>>,
+    /// Instances of each deployment that have a place.
+    placed: Vec<u32>,
     seats: Vec<Seat>,
 }
 
@@ -198,13 +207,13 @@ impl<'a> Filler<'a> {
     /// Whether a deployment wants just what runs on a node.
     fn is_same(&self, wanted: usize, running: &Prepared<'_>, node: usize) -> bool {
         let (wants, runs) = (self.wanted[wanted].deployment, running.deployment);
-        let placed = self.seats.iter().filter(|seat| seat.deployment == wanted).count();
         wants.model == runs.model
             && wants.engine == runs.engine
             && wants.flags == runs.flags
             && wants.weights() == runs.weights()
             && wants.nodes.matches(&self.nodes[node])
-            && (placed as u64) < u64::from(wants.replicas.max)
+            && self.placed[wanted] < wants.replicas.max
+            && wants.extra_args == runs.extra_args
             && self.wanted[wanted].may_be_at(running.first_gpu(), running.gpus)
     }
 
@@ -231,7 +240,7 @@ impl<'a> Filler<'a> {
             std::iter::repeat_n(Bytes::ZERO, first).chain(held.iter().copied()).collect();
         filling.likely.hold(&id.0, &on_all);
         filling.high.hold(&id.0, &on_all);
-        filling.holds.push((wanted, first, true));
+        self.enter(node, (wanted, first, true));
         let seat = Seat {
             id,
             deployment: wanted,
@@ -246,8 +255,23 @@ impl<'a> Filler<'a> {
     }
 
     fn next_id(&self, deployment: usize) -> InstanceId {
-        let count = self.seats.iter().filter(|seat| seat.deployment == deployment).count();
-        InstanceId::new(&self.wanted[deployment].deployment.name, count as u32)
+        InstanceId::new(&self.wanted[deployment].deployment.name, self.placed[deployment])
+    }
+
+    /// Notes that a node holds one more, and so is in another state.
+    fn enter(&mut self, node: usize, held: (usize, usize, bool)) {
+        let holds = &mut self.filling[node].holds;
+        let mut state = (self.kinds[node], holds.clone());
+        if let Some(nodes) = self.states.get_mut(&state) {
+            nodes.remove(&node);
+            if nodes.is_empty() {
+                self.states.remove(&state);
+            }
+        }
+        holds.push(held);
+        state.1.push(held);
+        self.states.entry(state).or_default().insert(node);
+        self.placed[held.0] += 1;
     }
 
     /// Places a deployment's instances, up to its most; says what is missing of its least.
@@ -255,7 +279,7 @@ impl<'a> Filler<'a> {
         let replicas = self.wanted[index].deployment.replicas;
         let mut failure = None;
         loop {
-            let placed = self.seats.iter().filter(|seat| seat.deployment == index).count() as u32;
+            let placed = self.placed[index];
             if placed >= replicas.max {
                 return None;
             }
@@ -279,15 +303,9 @@ impl<'a> Filler<'a> {
 
     fn place_one(&mut self, index: usize) -> Result<Seat, (Verdict, String)> {
         let id = self.next_id(index);
-        let mut tried = BTreeSet::new();
         let mut tight = None;
         let mut failure = None;
         for (node, first) in self.places(index) {
-            let state = (self.kinds[node], self.filling[node].holds.clone(), first);
-            // The first of a state stands for all.
-            if !tried.insert(state) {
-                continue;
-            }
             let trial = self.try_start(index, &id, node, first);
             if !trial.started.verdict.is_ready() {
                 let name = &self.wanted[index].deployment.name;
@@ -335,32 +353,35 @@ impl<'a> Filler<'a> {
         }
     }
 
-    /// Nodes and first GPUs to try: where fewest of the deployment are, then where most is free.
+    /// Nodes and first GPUs to try, one for each state: where fewest of the deployment are, then aligned
+    /// windows, so that instances don't break each other's up, then where most is free.
     fn places(&self, index: usize) -> Vec<(usize, usize)> {
         let wanted = &self.wanted[index];
         let mut places = Vec::new();
-        for (node, filling) in self.filling.iter().enumerate() {
+        for ((_, holds), nodes) in &self.states {
+            let Some(node) = nodes.first().copied() else { continue };
             if !wanted.deployment.nodes.matches(&self.nodes[node]) {
                 continue;
             }
-            let here = filling.holds.iter().filter(|(held, ..)| *held == index).count();
-            let free = filling.likely.free();
+            let here = holds.iter().filter(|(held, ..)| *held == index).count();
+            let free = self.filling[node].likely.free();
             let count = wanted.gpus_of(free.len());
-            let firsts = wanted.windows(free.len());
-            for first in firsts {
+            for first in wanted.windows(free.len()) {
                 let window = free.get(first..first + count);
                 let least = window.and_then(|window| window.iter().min()).copied();
                 // An instance beside another of its own deployment is never what a replica is for.
-                let doubles = filling.holds.iter().any(|(held, at, _)| {
+                let doubles = holds.iter().any(|(held, at, _)| {
                     *held == index && *at < first + count && first < *at + count
                 });
                 if !doubles && !free.is_empty() {
-                    places.push((here, std::cmp::Reverse(least.unwrap_or_default()), node, first));
+                    let least = std::cmp::Reverse(least.unwrap_or_default());
+                    let is_apart = !first.is_multiple_of(count.next_power_of_two());
+                    places.push((here, is_apart, least, node, first));
                 }
             }
         }
         places.sort_unstable();
-        places.into_iter().map(|(_, _, node, first)| (node, first)).collect()
+        places.into_iter().map(|(.., node, first)| (node, first)).collect()
     }
 
     fn try_start(&self, index: usize, id: &InstanceId, node: usize, first: usize) -> Trial<'a> {
@@ -378,7 +399,6 @@ impl<'a> Filler<'a> {
             let high = wanted.start(&id.0, first, gpus, &mut filling.high, &engine);
             risk = high.message.or_else(|| overfull(filling.high.gpus()));
         }
-        filling.holds.push((index, first, false));
         Trial { started, risk, filling }
     }
 
@@ -391,6 +411,7 @@ impl<'a> Filler<'a> {
         trial: Trial<'a>,
     ) -> Seat {
         self.filling[node] = trial.filling;
+        self.enter(node, (index, first, false));
         let gpus = self.wanted[index].gpus_of(self.gpus[node].len());
         let Trial { started, risk, .. } = trial;
         Seat { id, deployment: index, node, first_gpu: first, gpus, is_kept: false, started, risk }

@@ -137,15 +137,13 @@ impl Prepared<'_> {
         self.pinned.first().copied().unwrap_or(0)
     }
 
-    /// The first GPUs of the windows that it may take of a node with so many. They are aligned, so that
-    /// instances don't break each other's windows up.
+    /// The first GPUs of the windows that it may take of a node with so many.
     pub fn windows(&self, gpus: usize) -> Vec<usize> {
         let count = self.gpus_of(gpus);
         if count == 0 || count > gpus {
-            return vec![self.first_gpu()];
+            return Vec::new();
         }
-        let step = if self.pinned.is_empty() { count.next_power_of_two().min(4) } else { 1 };
-        (0..=gpus - count).step_by(step).filter(|first| self.may_be_at(*first, count)).collect()
+        (0..=gpus - count).filter(|first| self.may_be_at(*first, count)).collect()
     }
 
     /// GPUs that it takes of a node that has so many: those that it says, or all.
