@@ -8,6 +8,7 @@ use berth_core::placement::program::{
     Block, Class, Linear, Model, Objective, OnNode, Problem, Solved, solve, unpack,
 };
 use proptest::prelude::*;
+use proptest::sample::select;
 
 fn block(models: usize) -> impl Strategy<Value = Block> {
     let serves = prop::collection::vec((0..models, 1_u64..3, 1_u32..6), 1..3);
@@ -35,7 +36,12 @@ fn model() -> impl Strategy<Value = Model> {
 
 fn problem() -> impl Strategy<Value = Problem> {
     (1_usize..4).prop_flat_map(|models| {
-        let class = (1_u64..3, 0_u32..3, 0_usize..2, prop::option::of((0_usize..3, 1_u64..3)));
+        let class = (
+            1_u64..3,
+            select(vec![1, 2, 3, 4, 6]),
+            0_usize..2,
+            prop::option::of((0_usize..3, 1_u64..3)),
+        );
         (
             prop::collection::vec(class, 1..3),
             prop::collection::vec(model(), models),
@@ -43,8 +49,7 @@ fn problem() -> impl Strategy<Value = Problem> {
         )
             .prop_map(|(classes, models, blocks)| {
                 let class =
-                    |(nodes, power, kind, running): (u64, u32, usize, Option<(usize, u64)>)| {
-                        let gpus = 1 << power;
+                    |(nodes, gpus, kind, running): (u64, u64, usize, Option<(usize, u64)>)| {
                         // Only what has room, and may be there, runs.
                         let running = running.filter(|(block, count)| {
                             blocks.get(*block).is_some_and(|block| {
