@@ -39,7 +39,7 @@ fn answers_and_refusals() {
         ("plan -f CASE --compare --report r.html", 0, "written: r.html"),
         ("plan -f CASE --strategy half-fp8", 0, "half-fp8 (fits)"),
         ("plan -f CASE --strategy half-fp8", 0, "node-1 .. node-15 (15) gpu:0"),
-        ("plan -f CASE --strategy half-fp8", 0, "[strategies.half-fp8]"),
+        ("plan -f CASE --strategy half-fp8", 0, "[strategies.\"half-fp8\"]"),
         ("plan -f CASE --strategy 1A-lower-090", 3, "these can't hold together"),
         ("plan -f CASE --strategy 1A-lower-09", 2, "did you mean `1A-lower-090`?"),
         ("plan -f CASE --strategy best --what-if lose=node-3", 0, "15 -> 14"),

@@ -179,6 +179,7 @@ pub(crate) fn conflict(conflict: &Conflict, language: Language) -> String {
         out.push(text("any one").to_owned());
         out.extend(conflict.relaxations.iter().map(|one| format!("  - {one}")));
     }
+    out.push(text("compare too").to_owned());
     out.join("\n")
 }
 

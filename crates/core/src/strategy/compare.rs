@@ -158,7 +158,6 @@ fn why(best: &StrategyReport, second: Option<&StrategyReport>) -> Vec<Finding> {
     reasons.extend(capacities.filter_map(|model| {
         Some(Finding::Capacity { model: model.name.clone(), part: model.capacity? })
     }));
-    reasons.push(Finding::Restarts(best.restarts));
     if second.is_none() {
         reasons.push(Finding::OnlyOne);
     }
@@ -203,7 +202,9 @@ fn wins(best: &StrategyReport, second: &StrategyReport) -> Vec<Finding> {
                 .into_iter()
                 .collect()
         }
-        () if theirs.restarts > ours.restarts => without(&Finding::Restarts(second.restarts)),
+        () if theirs.restarts > ours.restarts => {
+            without(&Finding::Restarts { count: second.restarts, seconds: second.restart_seconds })
+        }
         () if theirs.complexity > ours.complexity => {
             second.complexity.first().map(without).unwrap_or_default()
         }

@@ -144,6 +144,18 @@ impl Laid<'_> {
         let complexity = self.complexity();
         let (verdict, mut reasons) = self.verdict(worst.as_ref());
         let models = self.models(today);
+        let restarts = self.layout.stopped.len() as u32;
+        let restart_seconds = self.restart_seconds();
+        if verdict != StrategyVerdict::Impossible {
+            reasons.extend(models.iter().map(|model| Finding::Has {
+                model: model.name.clone(),
+                instances: model.instances,
+                tokens: model.kv_cache_tokens,
+                requests: model.max_concurrency,
+                speed: model.tokens_per_second,
+            }));
+            reasons.push(Finding::Restarts { count: restarts, seconds: restart_seconds });
+        }
         reasons.extend(models.iter().filter_map(|model| {
             let (tokens, _) = today.models.get(&model.name)?;
             let smallest = model.smallest_kv_cache_tokens;
@@ -164,8 +176,8 @@ impl Laid<'_> {
             worst,
             toml: candidate.toml.map(str::to_owned),
             models,
-            restarts: self.layout.stopped.len() as u32,
-            restart_seconds: self.restart_seconds(),
+            restarts,
+            restart_seconds,
             is_calibrated: self.is_calibrated(),
             complexity,
             plan_digest: self.digest(),
@@ -372,19 +384,21 @@ impl Laid<'_> {
         models.into_values().collect()
     }
 
-    /// Starts on a node come one after the other; nodes work at the same time.
+    /// Starts on a GPU come one after the other; GPUs work at the same time.
     fn restart_seconds(&self) -> Estimate {
         let touched: BTreeSet<usize> = self.layout.stopped.iter().map(|(_, node)| *node).collect();
         let seconds = |seat: &Seat| {
-            let each = seat.started.weights.0 as f64 / seat.gpus.max(1) as f64;
+            // The ranks of a node read from one disk.
+            let reading = seat.started.weights.0 as f64 / READING;
             let vllm = seat.started.vllm.as_ref();
             let captures = vllm
                 .is_some_and(|fit| fit.stages.iter().any(|stage| stage.cuda_graphs > Bytes::ZERO));
-            each / READING + BESIDES + if captures { CAPTURE } else { 0.0 }
+            reading + BESIDES + if captures { CAPTURE } else { 0.0 }
         };
         let on = |node: usize| -> f64 {
-            let seats = self.layout.seats.iter();
-            seats.filter(|seat| seat.node == node && !seat.is_kept).map(seconds).sum()
+            let new = || self.layout.on(node).filter(|seat| !seat.is_kept);
+            let of = |gpu| new().filter(|seat| seat.range().contains(&gpu)).map(seconds).sum();
+            (0..self.gpus[node].len()).map(of).fold(0.0, f64::max)
         };
         let longest = touched.into_iter().map(on).fold(0.0, f64::max);
         Estimate { low: longest / 2.0, mid: longest, high: longest * 2.0 }

@@ -12,7 +12,7 @@
 //! - [`graphs`]: captured CUDA graphs
 //! - [`calibration`]: all that is fitted, as data with its source
 //! - [`learning`]: from vLLM's log to calibration
-//! - [`startup`]: the sequence of a start and its verdicts
+//! - [`startup`], [`answer`]: the sequence of a start; what is said of it
 //! - [`tenancy`]: several engines on the same GPUs, started in order
 //! - [`search`], [`advice`]: from what is wanted to the arguments that give it
 //!
@@ -24,6 +24,7 @@
 
 pub mod activations;
 pub mod advice;
+pub mod answer;
 pub mod args;
 pub mod caching_allocator;
 pub mod calibration;
@@ -44,7 +45,8 @@ mod terms;
 pub mod version;
 pub mod weights;
 
+pub use answer::{StageFit, VllmFit};
 pub use args::{EntryPoint, VllmArgs};
 pub use calibration::{Calibration, Estimate};
 pub use device::{Card, Gpu};
-pub use startup::{CompileCache, Engine, StageFit, VllmFit, blocks_for, fit};
+pub use startup::{CompileCache, Engine, blocks_for, fit};

@@ -16,18 +16,22 @@ use super::words::{self, Finding, Language};
 
 /// The table of all strategies, its head first.
 fn table(compared: &Comparison, language: Language) -> Vec<Vec<String>> {
-    let head = ["strategy", "verdict", "left", "model", "tokens", "kept", "restarts"];
+    let head =
+        ["strategy", "verdict", "left", "model", "tokens", "requests", "speed", "kept", "restarts"];
     let mut rows = vec![head.map(|key| words::heading(key, language).to_owned()).to_vec()];
     for one in &compared.strategies {
         let left = one.worst.as_ref().filter(|_| one.verdict != StrategyVerdict::Impossible);
         for (index, model) in one.models.iter().enumerate() {
             let first = |text: String| if index == 0 { text } else { String::new() };
+            let speed = model.tokens_per_second;
             rows.push(vec![
                 first(one.name.clone()),
                 first(words::verdict(one.verdict, language).to_owned()),
                 first(left.map_or("-".to_owned(), |worst| worst.headroom_bytes.to_string())),
                 format!("{} x {}", model.instances, model.name),
                 model.kv_cache_tokens.to_string(),
+                format!("{:.1}", model.max_concurrency),
+                format!("{:.0} ({:.0} .. {:.0})", speed.mid, speed.low, speed.high),
                 model.capacity.map_or("-".to_owned(), |part| format!("{:.0} %", part * 100.0)),
                 first(one.restarts.to_string()),
             ]);

@@ -1,10 +1,14 @@
 //! Findings as sentences, in English and Spanish. Engines' own words stay as they are.
 
+mod english;
+mod spanish;
+
 use std::fmt;
 
 use serde::{Serialize, Serializer};
 
 use super::report::StrategyVerdict;
+use crate::perf::Estimate;
 use crate::units::Bytes;
 
 /// A language that reports are written in.
@@ -110,7 +114,25 @@ pub enum Finding {
         part: f64,
     },
     /// Instances that restart.
-    Restarts(u32),
+    Restarts {
+        /// How many.
+        count: u32,
+        /// Seconds until the last is back; a guess.
+        seconds: Estimate,
+    },
+    /// What a model has.
+    Has {
+        /// The model.
+        model: String,
+        /// Its instances.
+        instances: u32,
+        /// Tokens of all their caches.
+        tokens: u64,
+        /// Requests of the longest length at once.
+        requests: f64,
+        /// Tokens of answers a second.
+        speed: Estimate,
+    },
     /// It needs weights in another form, so that answers must be checked.
     OtherWeights {
         /// The model.
@@ -172,6 +194,17 @@ impl Serialize for Finding {
     }
 }
 
+/// A time with its band, in minutes where it is longer.
+fn span(seconds: Estimate) -> String {
+    match seconds.high < 180.0 {
+        true => format!("{:.0} s ({:.0} .. {:.0})", seconds.mid, seconds.low, seconds.high),
+        false => {
+            let minutes = [seconds.mid, seconds.low, seconds.high].map(|time| time / 60.0);
+            format!("{:.1} min ({:.1} .. {:.1})", minutes[0], minutes[1], minutes[2])
+        }
+    }
+}
+
 /// Tenths of a percent are beyond what is known.
 fn percent(part: f64) -> String {
     format!("{:.0} %", part * 100.0)
@@ -181,163 +214,8 @@ impl Finding {
     /// The sentence.
     pub fn say(&self, language: Language) -> String {
         match language {
-            Language::English => self.english(),
-            Language::Spanish => self.spanish(),
-        }
-    }
-
-    fn english(&self) -> String {
-        match self {
-            Self::NoPlace { placed, wanted, reason } => {
-                format!("{placed} of {wanted} have a place: {reason}")
-            }
-            Self::Risk { instance, node, message } => {
-                format!("{instance} on {node} may not start, at the pessimistic end: {message}")
-            }
-            Self::Note { instance, note } => format!("{instance}: {note}"),
-            Self::RunsButWouldNotStart { instance, message } => format!(
-                "{instance} and its like run and stay untouched; started anew with this version they \
-                 would end with: {message}"
-            ),
-            Self::Left { gpu, bytes, low } => {
-                format!("the fullest GPU, {gpu}, has {bytes} left ({low} at the pessimistic end)")
-            }
-            Self::LeftTooLittle { bytes, wanted } => {
-                format!("{bytes} left on the fullest GPU, and {wanted} shall stay free")
-            }
-            Self::SummedUp { written_gb, gpus, one, needed } => {
-                let needed =
-                    needed.map_or_else(String::new, |needed| format!("; it needs {needed} there"));
-                format!(
-                    "{written_gb:.2} GB is a sum over {gpus} GPUs, but a model has to fit on each GPU \
-                     that it uses: the emptiest has {one}{needed}"
-                )
-            }
-            Self::SumHolds { written_gb, gb } => {
-                format!("{written_gb:.2} GB were reckoned with, and there are {gb:.2} GB")
-            }
-            Self::SumRestsOnRefused { deployment, verdict } => format!(
-                "the sum counts on {deployment}, which doesn't start ({verdict}): there is nothing to add up"
-            ),
-            Self::CacheKept { model, tokens, today } => format!(
-                "the smallest cache of {model} holds {tokens} tokens, {} of today's {today}",
-                percent(*tokens as f64 / (*today).max(1) as f64)
-            ),
-            Self::Capacity { model, part } => {
-                format!("{model} keeps {} of today's tokens a second", percent(*part))
-            }
-            Self::Restarts(0) => "nothing that runs is touched".to_owned(),
-            Self::Restarts(1) => "one instance restarts".to_owned(),
-            Self::Restarts(count) => format!("{count} instances restart"),
-            Self::OtherWeights { model, form } => {
-                format!("{model} runs as {form}: check its answers before you rely on them")
-            }
-            Self::OtherEngine { engine } => format!("{engine} has to be installed and watched too"),
-            Self::Divided { model, parts } => {
-                format!("{model} is run as {parts} deployments that requests are routed to")
-            }
-            Self::Shared { gpus } => {
-                format!(
-                    "engines share {gpus} GPUs and must start one after the other, in this order"
-                )
-            }
-            Self::Unserved { model, requests_per_second } => {
-                format!("{requests_per_second:.2} requests a second of {model} can't be served")
-            }
-            Self::AsGood { gpus: [first, second] } => format!(
-                "it is as good in all that is compared; it takes {second} GPUs, the first {first}: choose \
-                 it if you want the others free"
-            ),
-            Self::OnlyOne => "nothing else fits".to_owned(),
-            Self::WinsWithout(finding) => {
-                format!("it would win but for this: {}", finding.english())
-            }
-            Self::WinsBy { part, model } => {
-                format!("it would win if it kept {} of {model}'s tokens a second", percent(*part))
-            }
-        }
-    }
-
-    fn spanish(&self) -> String {
-        match self {
-            Self::NoPlace { placed, wanted, reason } => {
-                format!("{placed} de {wanted} tienen sitio: {reason}")
-            }
-            Self::Risk { instance, node, message } => {
-                format!(
-                    "{instance} en {node} puede no arrancar, en el extremo pesimista: {message}"
-                )
-            }
-            Self::Note { instance, note } => format!("{instance}: {note}"),
-            Self::RunsButWouldNotStart { instance, message } => format!(
-                "{instance} y sus iguales funcionan y no se tocan; arrancados de nuevo con esta versión \
-                 acabarían con: {message}"
-            ),
-            Self::Left { gpu, bytes, low } => {
-                format!(
-                    "en la GPU más llena, {gpu}, quedan {bytes} ({low} en el extremo pesimista)"
-                )
-            }
-            Self::LeftTooLittle { bytes, wanted } => {
-                format!("quedan {bytes} en la GPU más llena, y deben quedar libres {wanted}")
-            }
-            Self::SummedUp { written_gb, gpus, one, needed } => {
-                let needed =
-                    needed.map_or_else(String::new, |needed| format!("; allí necesita {needed}"));
-                format!(
-                    "{written_gb:.2} GB es la suma de {gpus} GPU, pero un modelo tiene que caber en cada \
-                     GPU que usa: la más vacía tiene {one}{needed}"
-                )
-            }
-            Self::SumHolds { written_gb, gb } => {
-                format!("se contaba con {written_gb:.2} GB, y hay {gb:.2} GB")
-            }
-            Self::SumRestsOnRefused { deployment, verdict } => format!(
-                "la suma cuenta con {deployment}, que no arranca ({verdict}): no hay nada que sumar"
-            ),
-            Self::CacheKept { model, tokens, today } => format!(
-                "la caché menor de {model} guarda {tokens} tokens, el {} de los {today} de hoy",
-                percent(*tokens as f64 / (*today).max(1) as f64)
-            ),
-            Self::Capacity { model, part } => {
-                format!("{model} conserva el {} de los tokens por segundo de hoy", percent(*part))
-            }
-            Self::Restarts(0) => "no se toca nada de lo que funciona".to_owned(),
-            Self::Restarts(1) => "se reinicia una instancia".to_owned(),
-            Self::Restarts(count) => format!("se reinician {count} instancias"),
-            Self::OtherWeights { model, form } => {
-                format!(
-                    "{model} funciona como {form}: compruebe sus respuestas antes de confiar en ellas"
-                )
-            }
-            Self::OtherEngine { engine } => format!("hay que instalar y vigilar también {engine}"),
-            Self::Divided { model, parts } => {
-                format!(
-                    "{model} se divide en {parts} despliegues entre los que se reparten las peticiones"
-                )
-            }
-            Self::Shared { gpus } => format!(
-                "varios motores comparten {gpus} GPU y deben arrancar uno tras otro, en este orden"
-            ),
-            Self::Unserved { model, requests_per_second } => {
-                format!(
-                    "no se pueden atender {requests_per_second:.2} peticiones por segundo de {model}"
-                )
-            }
-            Self::AsGood { gpus: [first, second] } => format!(
-                "es igual de buena en todo lo comparado; ocupa {second} GPU, la primera {first}: elíjala si \
-                 quiere libres las demás"
-            ),
-            Self::OnlyOne => "no cabe nada más".to_owned(),
-            Self::WinsWithout(finding) => {
-                format!("ganaría si no fuera por esto: {}", finding.spanish())
-            }
-            Self::WinsBy { part, model } => {
-                format!(
-                    "ganaría si conservara el {} de los tokens por segundo de {model}",
-                    percent(*part)
-                )
-            }
+            Language::English => english::sentence(self),
+            Language::Spanish => spanish::sentence(self),
         }
     }
 }
@@ -380,6 +258,11 @@ const HEADINGS: &[(&str, &str)] = &[
 /// Fixed sentences by key: English, Spanish.
 const SENTENCES: &[(&str, &str, &str)] = &[
     ("any one", "any one of these would do:", "cualquiera de estos cambios bastaría:"),
+    (
+        "compare too",
+        "`berth plan --compare` sets ways side by side that berth finds itself",
+        "`berth plan --compare` compara las maneras que berth encuentra por sí mismo",
+    ),
     ("cannot hold", "these can't hold together:", "esto no puede cumplirse a la vez:"),
     (
         "keep",
