@@ -154,6 +154,10 @@ impl Planning {
 
     /// The spec's own strategy of a name, or one that is found.
     pub(crate) fn strategy(&self, name: &str) -> Result<Strategy, Failure> {
+        // The spec's own need no search.
+        if let Some(own) = self.spec.strategies.iter().find(|one| one.name == name) {
+            return Ok(own.clone());
+        }
         strategy_of(&compare::all(&self.spec, &self.cluster()), name).cloned()
     }
 

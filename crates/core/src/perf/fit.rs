@@ -116,23 +116,10 @@ fn scaled(constants: &Constants, index: usize, by: f64) -> Constants {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
+    use super::super::tests::gemma_27b;
     use super::*;
-    use crate::gpu::GpuKind;
-
     fn workload() -> Workload<'static> {
-        Workload {
-            kind: GpuKind::find("A10").unwrap(),
-            ranks: 4.0,
-            stages: 1.0,
-            weight_bytes: 54.9e9,
-            active_parameters: 27.4e9,
-            layers: 62.0,
-            hidden: 5376.0,
-            cache_bytes: 508e3,
-            cache_tokens: 50_000.0,
-            sequences: 256.0,
-            share: 1.0,
-        }
+        gemma_27b(4.0, 1.0)
     }
 
     fn points(constants: &Constants, noise: f64) -> Vec<Point> {

@@ -227,7 +227,7 @@ mod tests {
         token_ms: None,
     };
 
-    fn gemma_27b(ranks: f64, stages: f64) -> Workload<'static> {
+    pub(super) fn gemma_27b(ranks: f64, stages: f64) -> Workload<'static> {
         Workload {
             kind: GpuKind::find("A10").unwrap(),
             ranks,

@@ -41,6 +41,14 @@ pub struct Deployment {
 }
 
 impl Deployment {
+    /// The GPUs that it names by their indices.
+    pub fn gpu_indices(&self) -> impl Iterator<Item = usize> {
+        self.devices.iter().filter_map(|device| match device {
+            DeviceSelector::GpuIndex(index) => Some(*index as usize),
+            _ => None,
+        })
+    }
+
     /// What its weights are, as a key: deployments with the same share their facts.
     pub fn weights(&self) -> String {
         let facts = self.facts.as_ref();
@@ -128,11 +136,7 @@ fn as_it_runs(
         _ => 1,
     };
     let gpus = size("tensor_parallel_size").saturating_mul(size("pipeline_parallel_size"));
-    let first = deployment.devices.iter().filter_map(|device| match device {
-        DeviceSelector::GpuIndex(index) => Some(*index as usize),
-        _ => None,
-    });
-    let last = first.min().unwrap_or(0).saturating_add(gpus);
+    let last = deployment.gpu_indices().min().unwrap_or(0).saturating_add(gpus);
     let has_room = |node: &&Node| node.devices.iter().filter(|one| one.is_gpu()).count() >= last;
     let mut meant = nodes.iter().filter(|node| deployment.nodes.matches(node));
     if let Some(node) = meant.find(|node| !has_room(node)) {

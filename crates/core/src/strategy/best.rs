@@ -10,11 +10,10 @@ use std::ops::Range;
 use serde_json::{Value, json};
 
 use super::evaluate::{Cluster, gpus, kept_free, nodes};
-use super::find::{self, devices, inline};
+use super::find::{self, REQUESTS, SEQUENCES, devices, inline};
 use super::report::SolverReport;
 use crate::inventory::{Device, Node};
-use crate::memory::vllm::search::Question;
-use crate::memory::vllm::{Engine, Estimate, Gpu};
+use crate::memory::vllm::Gpu;
 use crate::model::hf_config::Transformer;
 use crate::placement::Facts;
 use crate::placement::gpus::prepared::arguments;
@@ -29,9 +28,6 @@ use crate::units::Bytes;
 
 /// The name of the strategy.
 pub const NAME: &str = "best";
-/// Requests of its longest length that a model that shares shall hold at once, and how many it takes.
-const REQUESTS: u64 = 2;
-const SEQUENCES: u64 = 16;
 
 /// What the program found.
 #[derive(Clone, Debug)]
@@ -151,16 +147,6 @@ impl<'a> Program<'a> {
         }
     }
 
-    fn question<'b>(
-        &'b self,
-        model: &'b Transformer,
-        args: &'b Value,
-        gpus: &'b [Gpu],
-    ) -> Question<'b> {
-        let engine = Engine { estimate: Estimate::High, ..self.cluster.engine };
-        Question { model, args, gpus, engine }
-    }
-
     fn keep(&self, gpus: &[Gpu]) -> Bytes {
         let total = gpus.iter().map(|gpu| gpu.total).min().unwrap_or_default();
         kept_free(self.spec, total)
@@ -203,7 +189,7 @@ impl<'a> Program<'a> {
     fn leaving(&self, model: usize, size: usize, gpus: &[Gpu], room: Bytes) -> Option<Deployment> {
         let deployment = &self.spec.deployments[model];
         let mut args = self.over(deployment, size);
-        let found = self.question(self.transformer(deployment)?, &args, gpus);
+        let found = self.cluster.question(self.transformer(deployment)?, &args, gpus);
         let value = found.largest_utilization_leaving(room)?.value;
         args["gpu_memory_utilization"] = json!(value);
         Some(with_flags(deployment, &args, 0..size))
@@ -216,7 +202,7 @@ impl<'a> Program<'a> {
         let mut args = self.over(deployment, ranks);
         args["max_num_seqs"] = json!(SEQUENCES);
         let tokens = args["max_model_len"].as_u64().unwrap_or(transformer.max_position);
-        let question = self.question(transformer, &args, &gpus[..ranks]);
+        let question = self.cluster.question(transformer, &args, &gpus[..ranks]);
         let found = question.smallest_utilization(REQUESTS, tokens)?;
         let peak = found.fit.stages.iter().map(|stage| stage.peak).max()?;
         args["gpu_memory_utilization"] = json!(found.value);
@@ -318,21 +304,17 @@ impl<'a> Program<'a> {
     }
 
     fn running_block(&mut self, running: &Running, kind: usize) -> Option<usize> {
-        let args = arguments(&running.deployment.flags);
-        let of = |name: &str| args[name].as_u64().unwrap_or(1).clamp(1, 64) as usize;
-        let ranks = of("tensor_parallel_size") * of("pipeline_parallel_size");
+        let prepared = prepare(&running.deployment, self.cluster.found).ok()?;
+        let (ranks, first) = (prepared.gpus.max(1), prepared.first_gpu());
         let size = ranks.next_power_of_two();
+        let args = arguments(&running.deployment.flags);
         let member = with_flags(&running.deployment, &args, 0..ranks);
         let alone = Running { deployment: member.clone(), observed: None };
         let members = vec![member];
         let speeds = self.try_out(kind, size, &members, &[alone])?;
         // It is there already; whether more of it would start is another matter.
         self.push(size, Vec::new(), members, &speeds);
-        let first = running.deployment.devices.iter().filter_map(|device| match device {
-            DeviceSelector::GpuIndex(index) => Some(*index as usize),
-            _ => None,
-        });
-        self.runs_at.insert(self.made.len() - 1, first.min().unwrap_or(0));
+        self.runs_at.insert(self.made.len() - 1, first);
         Some(self.made.len() - 1)
     }
 

@@ -5,8 +5,6 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::evaluate::{Cluster, gpus, lay, nodes};
-use crate::memory::vllm::search::Question;
-use crate::memory::vllm::{Engine, Estimate};
 use crate::placement::gpus::prepare;
 use crate::placement::gpus::prepared::arguments;
 use crate::placement::{Facts, PlanError};
@@ -155,8 +153,7 @@ fn smaller_fractions(spec: &Spec, cluster: &Cluster<'_>) -> Result<Vec<String>, 
         let mut possible = nodes.iter().zip(&gpus).filter(|(node, _)| one.nodes.matches(node));
         let Some(here) = possible.find_map(|(_, gpus)| gpus.get(..count)) else { continue };
         let tokens = args["max_model_len"].as_u64().unwrap_or(model.max_position);
-        let engine = Engine { estimate: Estimate::High, ..cluster.engine };
-        let question = Question { model, args: &args, gpus: here, engine };
+        let question = cluster.question(model, &args, here);
         let Some(least) = question.smallest_utilization(1, tokens) else { continue };
         let mut smaller = spec.clone();
         let mut changed = args.clone();

@@ -2,20 +2,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::report::{
-    GpuReport, GpuShare, ModelReport, StrategyReport, StrategyVerdict, Worst, WrittenBeside,
-};
+use serde_json::Value;
+
+use super::report::{GpuReport, GpuShare, ModelReport, StrategyReport, StrategyVerdict, Worst};
 use super::words::Finding;
 use crate::digest::Digest;
 use crate::inventory::Node;
 use crate::memory::vllm::search::Question;
-use crate::memory::vllm::tenancy::{SharedGpu, Sharing};
-use crate::memory::vllm::{Engine, Gpu};
+use crate::memory::vllm::tenancy::SharedGpu;
+use crate::memory::vllm::{Engine, Gpu, calibration};
+use crate::model::hf_config::Transformer;
 use crate::perf::{Estimate, Speed, Speeds};
-use crate::placement::gpus::{
-    Layout, NodeLayout, Prepared, Seat, lay_out, pace, prepare, prepared::arguments,
-};
-use crate::placement::{Facts, Found, PlanError};
+use crate::placement::gpus::{Layout, NodeLayout, Prepared, Seat, lay_out, pace, prepare};
+use crate::placement::{Found, PlanError};
 use crate::spec::{EngineKind, Running, Spec, Written};
 use crate::units::Bytes;
 
@@ -36,6 +35,26 @@ pub struct Cluster<'a> {
     pub engine: Engine<'a>,
     /// What speeds are reckoned with.
     pub speeds: &'a Speeds,
+}
+
+impl<'a> Cluster<'a> {
+    /// vLLM at the pessimistic end of what was measured: what is proposed must hold there.
+    pub(super) fn pessimistic(&self) -> Engine<'a> {
+        Engine { estimate: calibration::Estimate::High, ..self.engine }
+    }
+
+    /// What to search a model's arguments with, at that end.
+    pub(super) fn question<'b>(
+        &self,
+        model: &'b Transformer,
+        args: &'b Value,
+        gpus: &'b [Gpu],
+    ) -> Question<'b>
+    where
+        'a: 'b,
+    {
+        Question { model, args, gpus, engine: self.pessimistic() }
+    }
 }
 
 /// A strategy to try.
@@ -328,7 +347,7 @@ impl Laid<'_> {
         reports
     }
 
-    fn models_of_instances(&self) -> BTreeMap<&str, &str> {
+    pub(super) fn models_of_instances(&self) -> BTreeMap<&str, &str> {
         let model = |seat: &Seat| self.wanted[seat.deployment].deployment.model.as_str();
         self.layout.seats.iter().map(|seat| (seat.id.0.as_str(), model(seat))).collect()
     }
@@ -434,72 +453,5 @@ impl Laid<'_> {
             divided.map(|(model, parts)| Finding::Divided { model: model.to_owned(), parts }),
         );
         found
-    }
-
-    /// A sum that was written down beside what is really there, before the newcomer.
-    fn beside(&self, written: Written) -> Option<WrittenBeside> {
-        let runs: BTreeSet<&str> =
-            self.running.iter().map(|(running, _)| running.deployment.model.as_str()).collect();
-        let newcomer =
-            self.wanted.iter().find(|one| !runs.contains(one.deployment.model.as_str()))?;
-        let node = self.nodes.iter().position(|node| newcomer.deployment.nodes.matches(node))?;
-        let gpus = &self.layout.nodes[node].likely;
-        let models = self.models_of_instances();
-        let is_newcomer =
-            |name: &str| models.get(name) == Some(&newcomer.deployment.model.as_str());
-        let residents = |gpu: &SharedGpu| -> Bytes {
-            let engines = gpu.engines.iter();
-            let others = engines.filter(|(name, _)| !is_newcomer(name));
-            others.map(|(_, bytes)| *bytes).sum::<Bytes>() + gpu.foreign
-        };
-        let free: Vec<Bytes> = gpus.iter().map(|gpu| gpu.total - residents(gpu)).collect();
-        let free_gb = free.iter().map(|bytes| bytes.as_mib() / 1000.0).sum();
-        let one = free.iter().copied().max().unwrap_or_default();
-        let needed = self.needs(newcomer, node);
-        let missing = &self.layout.missing;
-        let is_placed = !missing
-            .iter()
-            .any(|one| self.wanted[one.deployment].deployment.model == newcomer.deployment.model);
-        let reckoned = written.free_gb.or(written.margin_gb).unwrap_or_default();
-        let refused = missing
-            .iter()
-            .find(|one| self.wanted[one.deployment].deployment.model != newcomer.deployment.model);
-        let finding = match refused {
-            Some(refused) => Finding::SumRestsOnRefused {
-                deployment: self.wanted[refused.deployment].deployment.name.clone(),
-                verdict: refused.verdict.as_str(),
-            },
-            None if is_placed => Finding::SumHolds { written_gb: reckoned, gb: free_gb },
-            None => Finding::SummedUp { written_gb: reckoned, gpus: free.len(), one, needed },
-        };
-        Some(WrittenBeside {
-            written,
-            node: self.nodes[node].name.clone(),
-            free_gb,
-            free_bytes_of_one_gpu: one,
-            needed_bytes_of_one_gpu: needed,
-            finding,
-        })
-    }
-
-    /// What a deployment needs of each GPU of an empty node to serve one request of its longest
-    /// length.
-    fn needs(&self, wanted: &Prepared<'_>, node: usize) -> Option<Bytes> {
-        let gpus = &self.gpus[node];
-        let count = wanted.gpus_of(gpus.len());
-        let empty: Vec<Gpu> = gpus.iter().map(|gpu| gpu.with_others(Bytes::ZERO)).collect();
-        if let Facts::Transformer(model) = &wanted.located.facts {
-            let args = arguments(&wanted.deployment.flags);
-            let here = empty.get(..count)?;
-            let engine = self.cluster.engine;
-            let question = Question { model, args: &args, gpus: here, engine };
-            let tokens = args["max_model_len"].as_u64().unwrap_or(model.max_position);
-            let found = question.smallest_utilization(1, tokens)?;
-            return found.fit.stages.iter().map(|stage| stage.peak).max();
-        }
-        let mut sharing = Sharing::new(&empty);
-        let name = &wanted.deployment.name;
-        let started = wanted.start(name, 0, &empty, &mut sharing, &self.cluster.engine);
-        started.bytes.into_iter().max()
     }
 }

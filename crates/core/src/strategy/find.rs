@@ -8,8 +8,7 @@ use serde_json::{Value, json};
 
 use super::evaluate::{Cluster, gpus, kept_free, nodes};
 use crate::inventory::Node;
-use crate::memory::vllm::search::Question;
-use crate::memory::vllm::{Engine, Estimate, Gpu};
+use crate::memory::vllm::Gpu;
 use crate::model::hf_config::{Quantization, Transformer};
 use crate::model::known;
 use crate::placement::gpus::prepared::arguments;
@@ -19,9 +18,9 @@ use crate::spec::{Deployment, EngineKind, Running, Spec, Strategy};
 use crate::units::Bytes;
 
 /// Requests of its longest length that a newcomer shall hold at once.
-const REQUESTS: u64 = 2;
+pub(super) const REQUESTS: u64 = 2;
 /// A newcomer that shares a GPU takes few requests at once: state and logits grow with them.
-const SEQUENCES: u64 = 16;
+pub(super) const SEQUENCES: u64 = 16;
 
 /// A newcomer, what runs where it is wanted, and where that is.
 struct Case<'a> {
@@ -32,7 +31,7 @@ struct Case<'a> {
     old_model: &'a Transformer,
     node: &'a Node,
     gpus: Vec<Gpu>,
-    engine: Engine<'a>,
+    cluster: Cluster<'a>,
     /// What shall stay free of each GPU.
     keep: Bytes,
     /// Other nodes with an instance of the resident.
@@ -106,7 +105,7 @@ fn cases<'a>(spec: &'a Spec, cluster: &Cluster<'a>) -> Vec<Case<'a>> {
             old_model,
             node,
             gpus: all_gpus[at].clone(),
-            engine: Engine { estimate: Estimate::High, ..cluster.engine },
+            cluster: *cluster,
             keep: kept_free(spec, total),
             elsewhere: (resident.deployment.replicas.min as usize).saturating_sub(1),
         });
@@ -138,15 +137,6 @@ impl Case<'_> {
             self.node_for_newcomer(),
         ];
         all.into_iter().flatten().collect()
-    }
-
-    fn question<'b>(
-        &'b self,
-        model: &'b Transformer,
-        args: &'b Value,
-        gpus: &'b [Gpu],
-    ) -> Question<'b> {
-        Question { model, args, gpus, engine: self.engine }
     }
 
     /// The flags of the newcomer, and of the resident as it runs, with some replaced.
@@ -203,7 +193,7 @@ impl Case<'_> {
         let mut args = Self::args(self.newcomer, &changes);
         let gpus = self.gpus.get(..ranks as usize)?;
         let tokens = args["max_model_len"].as_u64().unwrap_or(self.new_model.max_position);
-        let question = self.question(self.new_model, &args, gpus);
+        let question = self.cluster.question(self.new_model, &args, gpus);
         let found = question.smallest_utilization(REQUESTS, tokens)?;
         // Beside a neighbour its context is smaller and its fraction counts the same.
         let peak = found.fit.stages.iter().map(|stage| stage.peak).max()?;
@@ -215,7 +205,7 @@ impl Case<'_> {
     /// The resident, leaving so much of each GPU.
     fn leaving(&self, bytes: Bytes) -> String {
         let args = Self::args(&self.resident.deployment, &[]);
-        let question = self.question(self.old_model, &args, &self.gpus);
+        let question = self.cluster.question(self.old_model, &args, &self.gpus);
         let room = bytes + self.keep;
         let found = question.largest_utilization_leaving(room).map(|found| found.value);
         // Where there is none, this much is left, and the engine says what it lacks.
@@ -290,7 +280,8 @@ impl Case<'_> {
         found.models.insert(deployment.weights(), located);
         let prepared: Prepared<'_> = prepare(deployment, &found).ok()?;
         let mut sharing = crate::memory::vllm::tenancy::Sharing::new(&self.gpus);
-        let started = prepared.start("new", 0, &self.gpus, &mut sharing, &self.engine);
+        let started =
+            prepared.start("new", 0, &self.gpus, &mut sharing, &self.cluster.pessimistic());
         let needed = started.bytes.into_iter().max()?;
         // Ollama wants a fifth of what is free to stay free.
         let gate = Bytes(needed.0 / 4 * 5);
@@ -337,7 +328,7 @@ impl Case<'_> {
             return None;
         }
         let args = Self::args(&self.resident.deployment, changes);
-        let question = self.question(self.old_model, &args, &self.gpus[..taken]);
+        let question = self.cluster.question(self.old_model, &args, &self.gpus[..taken]);
         let largest = question.largest_utilization_leaving(self.keep).map(|found| found.value);
         let given = args["gpu_memory_utilization"].clone();
         let mut args = args;
@@ -349,7 +340,7 @@ impl Case<'_> {
     /// The newcomer on each GPU from `first` on.
     fn on_the_rest(&self, first: usize) -> Vec<String> {
         let args = Self::args(self.newcomer, &[("tensor_parallel_size", json!(1))]);
-        let question = self.question(self.new_model, &args, &self.gpus[..1]);
+        let question = self.cluster.question(self.new_model, &args, &self.gpus[..1]);
         let largest = question.largest_utilization_leaving(self.keep).map(|found| found.value);
         let mut args = args;
         args["gpu_memory_utilization"] = largest.map_or_else(|| json!(0.85), |value| json!(value));
@@ -381,7 +372,7 @@ impl Case<'_> {
             let changes =
                 [("tensor_parallel_size", json!(ranks)), ("pipeline_parallel_size", json!(1))];
             let args = Self::args(resident, &changes);
-            let question = self.question(&model, &args, &self.gpus[..ranks]);
+            let question = self.cluster.question(&model, &args, &self.gpus[..ranks]);
             if let Some(largest) = question.largest_utilization_leaving(self.keep) {
                 found = Some((ranks, largest.value, args));
                 break;

@@ -9,6 +9,7 @@
 //! - [`explain`]: why something is where it is, and not elsewhere
 //! - [`what_if`]: other machines, other demand
 //! - [`report`]: the values that come out
+//! - `written`: sums that were written down, beside what is really there
 //! - [`words`]: the same in English and Spanish sentences
 
 pub mod best;
@@ -21,6 +22,7 @@ pub mod find;
 pub mod report;
 pub mod what_if;
 pub mod words;
+mod written;
 
 pub use compare::compare;
 pub use evaluate::{Cluster, Today};

@@ -15,7 +15,7 @@ use crate::memory::vllm::tenancy::{Sharing, Tenant};
 use crate::memory::vllm::{Engine, Gpu, VllmFit};
 use crate::model::ModelFacts;
 use crate::model::hf_config::Transformer;
-use crate::spec::{Deployment, DeviceSelector, EngineKind, FlagValue, Flags};
+use crate::spec::{Deployment, EngineKind, FlagValue, Flags};
 use crate::units::Bytes;
 
 /// What a vision tower takes beside its weights: what Ollama itself sets aside for it.
@@ -78,11 +78,7 @@ pub fn prepare<'a>(
 ) -> Result<Prepared<'a>, PlanError> {
     let no_facts = || PlanError::NoFacts(deployment.name.clone());
     let located = found.model(deployment).ok_or_else(no_facts)?;
-    let indices = deployment.devices.iter().filter_map(|device| match device {
-        DeviceSelector::GpuIndex(index) => Some(*index as usize),
-        _ => None,
-    });
-    let pinned: BTreeSet<usize> = indices.collect();
+    let pinned: BTreeSet<usize> = deployment.gpu_indices().collect();
     let (engine, gpus) = match (&located.facts, deployment.engine) {
         (Facts::Transformer(model), EngineKind::Vllm) => {
             let args = arguments(&deployment.flags);
