@@ -57,7 +57,8 @@ fn cluster(nodes: u64, gpus: u64, models: usize, kinds: usize, seed: u64) -> Pro
             for kind in 0..kinds {
                 let capacity = capacity * (1.0 + kind as f64 * 0.6);
                 let serves = vec![(model, 1, capacity)];
-                blocks.push(Block { gpus: size, kinds: vec![kind], serves, is_tight: false });
+                let kinds = vec![kind];
+                blocks.push(Block { gpus: size, host: 0, kinds, serves, is_tight: false });
             }
             size *= 2;
         }
@@ -75,6 +76,7 @@ fn cluster(nodes: u64, gpus: u64, models: usize, kinds: usize, seed: u64) -> Pro
             for kind in 0..kinds {
                 blocks.push(Block {
                     gpus,
+                    host: 0,
                     kinds: vec![kind],
                     serves: serves.clone(),
                     is_tight: false,
@@ -94,13 +96,13 @@ fn cluster(nodes: u64, gpus: u64, models: usize, kinds: usize, seed: u64) -> Pro
             need: LOAD * total * weights[model] / all * best,
             min: 1,
             max: 1 << 20,
-            priority: 1.0,
+            ..Model::default()
         }
     };
     let models = (0..models).map(asked).collect();
     let each = nodes / kinds as u64;
     let count = |kind: usize| if kind == 0 { nodes - each * (kinds as u64 - 1) } else { each };
-    let class = |kind| Class { nodes: count(kind), gpus, kind, running: Vec::new() };
+    let class = |kind| Class { nodes: count(kind), gpus, host: None, kind, running: Vec::new() };
     Problem { classes: (0..kinds).map(class).collect(), models, blocks }
 }
 

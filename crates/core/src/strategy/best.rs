@@ -18,9 +18,7 @@ use crate::model::hf_config::Transformer;
 use crate::placement::Facts;
 use crate::placement::gpus::prepared::arguments;
 use crate::placement::gpus::{lay_out, pace, prepare};
-use crate::placement::program::{
-    Block, Class, Linear, Model, OnNode, Problem, Solved, solve, unpack,
-};
+use crate::placement::program::{Block, Class, Model, OnNode, Placed, Problem, place};
 use crate::spec::{
     Deployment, DeviceSelector, EngineKind, NodeRule, Replicas, Running, Spec, Strategy,
 };
@@ -69,22 +67,20 @@ pub fn best(spec: &Spec, cluster: &Cluster<'_>) -> Option<Best> {
         return None;
     }
     let program = Program::new(spec, cluster)?;
-    let solved = solve(&program.problem, None);
-    let linear = Linear::new(&program.problem);
-    let placed = unpack(&program.problem, &linear, &solved.counts)?;
-    let text = program.text(&placed);
+    let placed = place(&program.problem, None);
+    let text = program.text(&placed.nodes);
     let mut strategies = spec.with_strategies(&text).ok()?.strategies;
     let at = strategies.iter().position(|one| one.name == NAME)?;
     let mut strategy = strategies.swap_remove(at);
     strategy.toml = Some(text);
-    Some(Best { strategy, solver: report(&solved) })
+    Some(Best { strategy, solver: report(&placed) })
 }
 
-fn report(solved: &Solved) -> SolverReport {
+fn report(placed: &Placed) -> SolverReport {
     SolverReport {
-        objective: solved.objective.gpus as f64,
-        bound: solved.bound.gpus,
-        gap: solved.gap(),
+        objective: placed.objective.gpus as f64,
+        bound: placed.bound.gpus,
+        gap: placed.gap(),
         ms: 0.0,
     }
 }
@@ -227,7 +223,13 @@ impl<'a> Program<'a> {
         let serves = members.iter().zip(speeds);
         let serves = serves.filter_map(|(member, speed)| Some((self.model_of(member)?, 1, *speed)));
         let serves = serves.collect();
-        self.problem.blocks.push(Block { gpus: size as u64, kinds, serves, is_tight: false });
+        self.problem.blocks.push(Block {
+            gpus: size as u64,
+            host: 0,
+            kinds,
+            serves,
+            is_tight: false,
+        });
         self.made.push(members);
     }
 
@@ -328,6 +330,7 @@ impl<'a> Program<'a> {
             self.problem.classes.push(Class {
                 nodes: nodes.len() as u64,
                 gpus: self.kinds[kind].gpus.len() as u64,
+                host: None,
                 kind,
                 running: blocks.iter().map(|block| (*block, 1)).collect(),
             });
@@ -352,7 +355,7 @@ impl<'a> Program<'a> {
                 need: asked.unwrap_or(today),
                 min: u64::from(deployment.replicas.min),
                 max: u64::from(deployment.replicas.max),
-                priority: 1.0,
+                ..Model::default()
             });
         }
     }

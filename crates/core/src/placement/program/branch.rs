@@ -19,12 +19,26 @@ use good_lp::microlp as SOLVER;
 const WHOLE: f64 = 1e-6;
 
 /// What a stage aims at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Aim {
     /// That nothing is unserved.
     Wishes,
-    /// One of the linear program's further objectives.
-    Further(usize),
+    /// That little of what runs is stopped.
+    Disruption,
+    /// Few GPUs.
+    Gpus,
+    /// Few tight blocks.
+    Tight,
+    /// Few instances in one failure domain.
+    Spread,
+    /// The same answer wherever it is asked.
+    Rank,
+}
+
+impl Aim {
+    /// All, the most important first.
+    pub const ALL: [Self; 6] =
+        [Self::Wishes, Self::Disruption, Self::Gpus, Self::Tight, Self::Spread, Self::Rank];
 }
 
 /// How far a stage got.
@@ -40,10 +54,11 @@ pub struct Reached {
 pub fn value(aim: Aim, objective: &Objective) -> f64 {
     match aim {
         Aim::Wishes => objective.unserved as f64 / 1e6,
-        Aim::Further(0) => objective.disruption as f64,
-        Aim::Further(1) => objective.gpus as f64,
-        Aim::Further(2) => objective.tight as f64,
-        Aim::Further(_) => objective.rank as f64,
+        Aim::Disruption => objective.disruption as f64,
+        Aim::Gpus => objective.gpus as f64,
+        Aim::Tight => objective.tight as f64,
+        Aim::Spread => objective.spread as f64,
+        Aim::Rank => objective.rank as f64,
     }
 }
 
@@ -152,7 +167,8 @@ impl<'a> Search<'a> {
 /// Whole objectives can't be between two whole numbers.
 fn whole_above(aim: Aim, lowest: f64) -> f64 {
     match aim {
-        Aim::Further(_) if lowest.is_finite() => (lowest - WHOLE).ceil(),
+        Aim::Wishes => lowest,
+        _ if lowest.is_finite() => (lowest - WHOLE).ceil(),
         _ => lowest,
     }
 }
@@ -203,12 +219,22 @@ pub fn relax(
     let form = |terms: &[(usize, f64)]| -> Expression {
         terms.iter().map(|(at, coefficient)| *coefficient * unknowns[*at]).sum()
     };
+    // What the fullest domain of a model has: only where that is aimed at, or kept to.
+    let spreads = if aim >= Aim::Spread { linear.spreads.as_slice() } else { &[] };
+    let fullest: Vec<Variable> =
+        spreads.iter().map(|_| variables.add(variable().min(0.0))).collect();
     let unserved: Expression =
         linear.wishes.iter().zip(&missing).map(|(wish, missing)| wish.weight * *missing).sum();
-    let aimed = match aim {
+    let of = |aim: Aim| match aim {
         Aim::Wishes => unserved.clone(),
-        Aim::Further(index) => form(&linear.objectives[index]),
+        // What runs less what is kept.
+        Aim::Disruption => linear.running as f64 + form(&linear.kept),
+        Aim::Gpus => form(&linear.gpus),
+        Aim::Tight => form(&linear.tight),
+        Aim::Spread => fullest.iter().sum(),
+        Aim::Rank => form(&linear.rank),
     };
+    let aimed = of(aim);
     let mut model = variables.minimise(aimed.clone()).using(SOLVER);
     for row in &linear.rows {
         let form = form(&row.terms);
@@ -218,13 +244,15 @@ pub fn relax(
     for (wish, missing) in linear.wishes.iter().zip(&missing) {
         model.add_constraint((form(&wish.terms) + *missing).geq(1.0));
     }
-    if let Aim::Further(index) = aim {
-        // It was rounded; what is found is compared as it rounds.
-        model.add_constraint(unserved.leq((fixed.unserved as f64 + 0.6) / 1e6));
-        for earlier in 0..index {
-            let most = value(Aim::Further(earlier), fixed) - constant(linear, earlier);
-            model.add_constraint(form(&linear.objectives[earlier]).leq(most + 1e-6));
+    for (domains, fullest) in spreads.iter().zip(&fullest) {
+        for terms in domains {
+            model.add_constraint(form(terms).leq(*fullest));
         }
+    }
+    for earlier in Aim::ALL.into_iter().filter(|earlier| *earlier < aim) {
+        // What is unserved was rounded; what is found is compared as it rounds.
+        let slack = if earlier == Aim::Wishes { 0.6e-6 } else { 1e-6 };
+        model.add_constraint(of(earlier).leq(value(earlier, fixed) + slack));
     }
     let solution = match model.solve() {
         Ok(solution) => solution,
@@ -232,11 +260,5 @@ pub fn relax(
         Err(_) => return Relaxed::GaveUp,
     };
     let values = unknowns.iter().map(|unknown| solution.value(*unknown).max(0.0)).collect();
-    let offset = if let Aim::Further(index) = aim { constant(linear, index) } else { 0.0 };
-    Relaxed::Solved(solution.eval(&aimed) + offset, values)
-}
-
-/// Disruption is what runs less what is kept.
-fn constant(linear: &Linear, index: usize) -> f64 {
-    if index == 0 { linear.running as f64 } else { 0.0 }
+    Relaxed::Solved(solution.eval(&aimed), values)
 }

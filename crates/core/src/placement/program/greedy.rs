@@ -124,6 +124,8 @@ impl Slack {
 /// Takes away new blocks that nothing is lost without, the largest first.
 pub fn trim(problem: &Problem, linear: &Linear, mut counts: Vec<u64>) -> Vec<u64> {
     let unserved = linear.objective(&counts).unserved;
+    // Only what others stay beside can be missed by a row.
+    let has_partners = problem.models.iter().any(|model| model.beside.is_some());
     let mut order: Vec<(std::cmp::Reverse<u64>, usize)> = Vec::new();
     for (at, unknown) in linear.unknowns.iter().enumerate() {
         if let Unknown::New { block, .. } = unknown {
@@ -134,7 +136,9 @@ pub fn trim(problem: &Problem, linear: &Linear, mut counts: Vec<u64>) -> Vec<u64
     for (_, at) in order {
         while counts[at] > 0 {
             counts[at] -= 1;
-            if linear.objective(&counts).unserved > unserved {
+            let is_missed = linear.objective(&counts).unserved > unserved
+                || has_partners && !linear.is_feasible(&counts);
+            if is_missed {
                 counts[at] += 1;
                 break;
             }

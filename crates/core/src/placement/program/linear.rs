@@ -1,6 +1,6 @@
 //! The unknowns, the rows, and the objectives in their order.
 
-use super::{Block, Class, Problem};
+use super::{Block, Class, Problem, rules};
 
 /// Sub-multisets of what runs on a node that are told apart; of more, all and nothing are.
 const MOST_KEPT: u64 = 256;
@@ -57,6 +57,8 @@ pub struct Objective {
     pub gpus: u64,
     /// Blocks that leave less than shall stay free.
     pub tight: u64,
+    /// Of models that are spread, instances in the fullest failure domain.
+    pub spread: u64,
     /// The ranks of all blocks: decides between equals.
     pub rank: u64,
 }
@@ -70,9 +72,16 @@ pub struct Linear {
     pub rows: Vec<Row>,
     /// What should be reached.
     pub wishes: Vec<Wish>,
-    /// The objectives after the first, with whole coefficients: disruption (less a constant), GPUs,
-    /// tight blocks, ranks.
-    pub objectives: [Vec<(usize, f64)>; 4],
+    /// Instances that are kept. These forms have whole coefficients.
+    pub kept: Vec<(usize, f64)>,
+    /// GPUs that are taken.
+    pub gpus: Vec<(usize, f64)>,
+    /// Tight blocks.
+    pub tight: Vec<(usize, f64)>,
+    /// Ranks.
+    pub rank: Vec<(usize, f64)>,
+    /// Of each model that is spread, its instances in each domain.
+    pub spreads: Vec<Vec<Vec<(usize, f64)>>>,
     /// Instances that run.
     pub running: u64,
 }
@@ -82,7 +91,11 @@ impl Linear {
     pub fn new(problem: &Problem) -> Self {
         let mut unknowns = Vec::new();
         for (class, at) in problem.classes.iter().enumerate() {
-            unknowns.extend(kept(at).into_iter().map(|kept| Unknown::Keep { class, kept }));
+            let sets = kept(at).into_iter();
+            let sets = sets.filter(|kept| {
+                rules::within_node(problem, |model| rules::kept_instances(problem, at, kept, model))
+            });
+            unknowns.extend(sets.map(|kept| Unknown::Keep { class, kept }));
         }
         let mut kinds: Vec<usize> = problem.classes.iter().map(|class| class.kind).collect();
         kinds.sort_unstable();
@@ -91,13 +104,21 @@ impl Linear {
             let most = problem.classes.iter().filter(|class| class.kind == *kind);
             let most = most.map(|class| class.gpus).max().unwrap_or(0);
             let fitting = problem.blocks.iter().enumerate();
-            let fitting = fitting.filter(|(_, one)| one.kinds.contains(kind) && one.gpus <= most);
+            let fitting = fitting.filter(|(_, one)| {
+                one.kinds.contains(kind)
+                    && one.gpus <= most
+                    && rules::within_node(problem, |model| one.instances(model))
+            });
             unknowns.extend(fitting.map(|(block, _)| Unknown::New { kind: *kind, block }));
         }
         let mut linear = Self {
             rows: Vec::new(),
             wishes: Vec::new(),
-            objectives: Default::default(),
+            kept: Vec::new(),
+            gpus: Vec::new(),
+            tight: Vec::new(),
+            rank: Vec::new(),
+            spreads: Vec::new(),
             running: problem
                 .classes
                 .iter()
@@ -106,6 +127,8 @@ impl Linear {
             unknowns,
         };
         linear.add_rows(problem, &kinds);
+        linear.rows.extend(rules::rows(problem, &linear, &kinds));
+        linear.spreads = rules::spreads(problem, &linear);
         linear.add_wishes(problem);
         linear.add_objectives(problem);
         linear
@@ -159,23 +182,23 @@ impl Linear {
     }
 
     fn add_objectives(&mut self, problem: &Problem) {
-        let kept = self.terms(|unknown| match unknown {
+        self.kept = self.terms(|unknown| match unknown {
             Unknown::Keep { .. } => -each(unknown, problem, |block| block.size() as f64),
             Unknown::New { .. } => 0.0,
         });
-        let gpus = self.terms(|unknown| each(unknown, problem, |block| block.gpus as f64));
-        let tight = self.terms(|unknown| match unknown {
+        self.gpus = self.terms(|unknown| each(unknown, problem, |block| block.gpus as f64));
+        self.tight = self.terms(|unknown| match unknown {
             Unknown::Keep { .. } => 0.0,
             Unknown::New { block, .. } => f64::from(u8::from(problem.blocks[*block].is_tight)),
         });
-        let rank = self.terms(|unknown| match unknown {
+        self.rank = self.terms(|unknown| match unknown {
             Unknown::Keep { .. } => 0.0,
             Unknown::New { block, .. } => (block + 1) as f64,
         });
-        self.objectives = [kept, gpus, tight, rank];
     }
 
-    fn terms(&self, coefficient: impl Fn(&Unknown) -> f64) -> Vec<(usize, f64)> {
+    /// A linear form, without what is zero in it.
+    pub(super) fn terms(&self, coefficient: impl Fn(&Unknown) -> f64) -> Vec<(usize, f64)> {
         let all = self.unknowns.iter().enumerate().map(|(at, unknown)| (at, coefficient(unknown)));
         all.filter(|(_, coefficient)| *coefficient != 0.0).collect()
     }
@@ -190,13 +213,16 @@ impl Linear {
         let unserved: f64 =
             self.wishes.iter().map(|wish| wish.weight * Self::missing(wish, counts)).sum();
         let whole = |terms: &[(usize, f64)]| sum(terms, counts).round();
-        let [kept, gpus, tight, rank] = &self.objectives;
+        let fullest = |domains: &Vec<Vec<(usize, f64)>>| {
+            domains.iter().map(|terms| whole(terms)).fold(0.0, f64::max)
+        };
         Objective {
             unserved: (unserved * PARTS).round() as u64,
-            disruption: (self.running as f64 + whole(kept)) as u64,
-            gpus: whole(gpus) as u64,
-            tight: whole(tight) as u64,
-            rank: whole(rank) as u64,
+            disruption: (self.running as f64 + whole(&self.kept)) as u64,
+            gpus: whole(&self.gpus) as u64,
+            tight: whole(&self.tight) as u64,
+            spread: self.spreads.iter().map(fullest).sum::<f64>() as u64,
+            rank: whole(&self.rank) as u64,
         }
     }
 
@@ -214,7 +240,7 @@ fn sum(terms: &[(usize, f64)], counts: &[u64]) -> f64 {
 }
 
 /// A figure of an unknown's blocks.
-fn each(unknown: &Unknown, problem: &Problem, figure: impl Fn(&Block) -> f64) -> f64 {
+pub(super) fn each(unknown: &Unknown, problem: &Problem, figure: impl Fn(&Block) -> f64) -> f64 {
     match unknown {
         Unknown::New { block, .. } => figure(&problem.blocks[*block]),
         Unknown::Keep { class, kept } => {

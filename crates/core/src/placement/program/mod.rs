@@ -7,21 +7,26 @@
 //! GPUs, in what may run there and in what runs there are one class.
 //!
 //! - [`linear`]: the unknowns, the rows, and the objectives in their order
+//! - [`rules`]: rows for host memory, for failure domains and for models that stay together
 //! - [`greedy`](mod@greedy): a plan at once, from what runs or from a relaxed plan
 //! - [`branch`]: the relaxation, and branch and bound over it, bounded in steps and not in time: the
 //!   same answer on every machine
 //! - [`solve`](mod@solve): greedy, then the bound, then the polish
 //! - [`unpack`](mod@unpack): from counts to nodes
+//! - [`place`](mod@place): all of it, with nodes told apart where a rule needs that
 
 pub mod branch;
 pub mod greedy;
 pub mod linear;
+pub mod place;
+mod rules;
 pub mod solve;
 pub mod unpack;
 
 pub use linear::{Linear, Objective};
-pub use solve::{Effort, Solved, solve};
-pub use unpack::{OnNode, unpack};
+pub use place::{Placed, place};
+pub use solve::{Bound, Effort, Solved, solve};
+pub use unpack::OnNode;
 
 /// What shall be placed, and where.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -41,6 +46,8 @@ pub struct Class {
     pub nodes: u64,
     /// GPUs of each.
     pub gpus: u64,
+    /// Host memory of each that engines may take, in MiB; none where it isn't known.
+    pub host: Option<u64>,
     /// What may run on them: classes of one kind take the same blocks.
     pub kind: usize,
     /// Blocks that run on each, with how often.
@@ -58,6 +65,44 @@ pub struct Model {
     pub max: u64,
     /// How much it counts where not all can be served.
     pub priority: f64,
+    /// How its instances are spread.
+    pub spread: Option<Spread>,
+    /// What it is kept together with.
+    pub beside: Option<Beside>,
+}
+
+impl Default for Model {
+    fn default() -> Self {
+        Self { need: 0.0, min: 0, max: u64::MAX, priority: 1.0, spread: None, beside: None }
+    }
+}
+
+/// Parts of a cluster that fail together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Domains {
+    /// Every node is one.
+    Nodes,
+    /// The nodes of some kinds each; no kind is in two of them.
+    Kinds(Vec<Vec<usize>>),
+}
+
+/// How instances are spread over failure domains. Over nodes only the limit counts; over others, plans
+/// with fewer in the fullest are better.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spread {
+    /// The domains.
+    pub domains: Domains,
+    /// Instances that may be in one.
+    pub most: u64,
+}
+
+/// That instances are only in domains that have one of another model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Beside {
+    /// The other model.
+    pub model: usize,
+    /// The domains.
+    pub domains: Domains,
 }
 
 /// Instances that go to the same GPUs.
@@ -65,6 +110,8 @@ pub struct Model {
 pub struct Block {
     /// GPUs: a power of two.
     pub gpus: u64,
+    /// Host memory of all its instances, in MiB.
+    pub host: u64,
     /// Kinds of nodes that it may go to.
     pub kinds: Vec<usize>,
     /// Its instances: of which model, how many, and what all of these serve.

@@ -5,10 +5,6 @@ use super::branch::{Aim, minimise, value};
 use super::greedy::{fill, greedy, trim};
 use super::linear::{Linear, Objective, Unknown};
 
-/// What is aimed at, in order.
-const STAGES: [Aim; 5] =
-    [Aim::Wishes, Aim::Further(0), Aim::Further(1), Aim::Further(2), Aim::Further(3)];
-
 /// How much is done: relaxations, all stages together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Effort {
@@ -52,15 +48,21 @@ impl Solved {
     /// How far the plan may be from the best, in GPUs, as a part of what it takes; whole where it isn't
     /// known to serve the most there is.
     pub fn gap(&self) -> f64 {
-        let Self { objective, bound, .. } = self;
+        self.bound.gap(&self.objective)
+    }
+}
+
+impl Bound {
+    /// How far from it an objective is, as in [`Solved::gap`].
+    pub(super) fn gap(&self, objective: &Objective) -> f64 {
         let is_behind = |value: u64, bound: f64| value as f64 > bound + 0.5;
-        if is_behind(objective.unserved, bound.unserved)
-            || is_behind(objective.disruption, bound.disruption)
+        if is_behind(objective.unserved, self.unserved)
+            || is_behind(objective.disruption, self.disruption)
         {
             return 1.0;
         }
         let gpus = objective.gpus as f64;
-        if gpus == 0.0 { 0.0 } else { ((gpus - bound.gpus) / gpus).max(0.0) }
+        if gpus == 0.0 { 0.0 } else { ((gpus - self.gpus) / gpus).max(0.0) }
     }
 }
 
@@ -74,8 +76,8 @@ pub fn solve(problem: &Problem, effort: Option<Effort>) -> Solved {
     if linear.objective(&best) > greedy {
         best = fill(problem, &linear, best);
     }
-    let mut bounds = [0.0; 5];
-    for (stage, aim) in STAGES.into_iter().enumerate() {
+    let mut bounds = [0.0; Aim::ALL.len()];
+    for (stage, aim) in Aim::ALL.into_iter().enumerate() {
         let objective = linear.objective(&best);
         // Nothing is less than nothing.
         if value(aim, &objective) == 0.0 {
