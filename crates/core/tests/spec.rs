@@ -118,6 +118,34 @@ fn bad_specs_are_told_what_to_write() {
             "s:6:9: no node has a label `zone` | give nodes some in [[cluster.nodes]], or in labels of the strategy",
         ),
         (
+            format!("{NODES}labels = {{ rack = \"a\" }}\n{MODEL}spread = \"rak\"\n"),
+            "s:7:10: node-0 has no label `rak` | did you mean `rack`?",
+        ),
+        (
+            format!("{NODES}{MODEL}spread = \"rack\"\n"),
+            "s:6:10: node-0 has no label `rack` | give it one: labels = { rack = \"...\" } in [[cluster.nodes]]",
+        ),
+        (
+            format!("{NODES}{MODEL}spread = {{ over = \"node\", most = 0 }}\n"),
+            "s:6:10: most = 0 would leave no place at all | write most = 1 for one instance in each",
+        ),
+        (
+            format!("{MODEL}spread = \"node\"\n"),
+            "s:3:10: this machine alone has nothing to choose between | write the machines down in [[cluster.nodes]], or leave it out",
+        ),
+        (
+            format!("{NODES}{MODEL}spread = {{ ovr = \"rack\" }}\n"),
+            "s:6:10: expected `node`, a label, or { over = \"rack\", most = 2 } | ",
+        ),
+        (
+            format!("{NODES}{MODEL}beside = \"b\"\n"),
+            "s:6:10: there is no model `b` | did you mean `a`?",
+        ),
+        (
+            format!("{NODES}{MODEL}beside = \"a\"\n"),
+            "s:6:10: `a` would wait for itself beside `a` | one of the two is enough: the other comes first",
+        ),
+        (
             format!("{NODES}[[cluster.nodes]]\nnames = \"node-3\"\n{MODEL}"),
             "s:5:9: there is a node `node-3` already | ",
         ),

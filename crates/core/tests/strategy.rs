@@ -371,3 +371,88 @@ fn other_clusters() {
         assert!(!taken.is_empty() || verdict == Impossible, "{what}");
     }
 }
+
+/// Two racks of two nodes: a model that is spread, one that stays beside another, and host memory. What is
+/// on which node, as written and as the program finds it; or why nothing is.
+#[test]
+fn rules_about_other_instances() {
+    let rack = |names: &str, rack: &str, more: &str| {
+        format!(
+            "[[cluster.nodes]]\nnames = \"{names}\"\ngpu = \"A10\"\ngpus = 1\n\
+             labels = {{ rack = \"{rack}\" }}\n{more}\n"
+        )
+    };
+    let racks = |more: &str| format!("{}{}", rack("a[0-2]", "a", more), rack("b[0-1]", "b", more));
+    let model = |name: &str, more: &str| format!("[models.{name}]\n{SMALL}{more}\n");
+    for (what, text, taken) in [
+        (
+            "as evenly as there is room",
+            racks("") + &model("m", "replicas = 2\nspread = \"rack\""),
+            Ok(vec![("m", "a0"), ("m", "b0")]),
+        ),
+        (
+            "no more than so many in a rack, although there is a free node",
+            racks("")
+                + &model(
+                    "m",
+                    "replicas = { min = 1, max = 5 }\nspread = { over = \"rack\", most = 2 }\n\
+                     demand = { requests_per_second = 100 }",
+                ),
+            Ok(vec![("m", "a0"), ("m", "a1"), ("m", "b0"), ("m", "b1")]),
+        ),
+        (
+            "more than the racks may have",
+            racks("") + &model("m", "replicas = 3\nspread = { over = \"rack\", most = 1 }"),
+            Err("every rack has its 1 of m already"),
+        ),
+        (
+            "beside another in its rack",
+            racks("")
+                + &model("m", "nodes = \"b0\"")
+                + &model("n", "beside = { model = \"m\", over = \"rack\" }"),
+            Ok(vec![("m", "b0"), ("n", "b1")]),
+        ),
+        (
+            "beside another on its node, which is full",
+            racks("") + &model("m", "nodes = \"b0\"") + &model("n", "beside = \"m\""),
+            Err("less than desired GPU memory utilization"),
+        ),
+        (
+            "beside one that isn't where it may be",
+            racks("")
+                + &model("m", "nodes = \"b0\"")
+                + &model("n", "beside = { model = \"m\", over = \"rack\" }\nnodes = \"a0\""),
+            Err("there is no m on a rack with room"),
+        ),
+        (
+            "host memory for its processes",
+            racks("host_memory = \"1 GiB\"") + &model("m", ""),
+            Err("of host memory, and 1.00 GiB are left"),
+        ),
+    ] {
+        let compared = compared(&text);
+        for name in ["as-written", "best"] {
+            let Some(report) = compared.strategies.iter().find(|one| one.name == name) else {
+                panic!("{what}: no {name}")
+            };
+            let said: Vec<String> = report.reasons.iter().map(ToString::to_string).collect();
+            let holds = report
+                .gpus
+                .iter()
+                .filter_map(|gpu| Some((gpu.instances.first()?.model.as_str(), gpu.node.as_str())));
+            let mut holds: Vec<(&str, &str)> = holds.collect();
+            holds.sort_unstable();
+            match &taken {
+                Ok(taken) => {
+                    assert_eq!(report.verdict, StrategyVerdict::Fits, "{what}, {name}: {said:#?}");
+                    assert_eq!(holds, *taken, "{what}, {name}");
+                }
+                Err(why) if name == "as-written" => {
+                    assert_eq!(report.verdict, StrategyVerdict::Impossible, "{what}: {said:#?}");
+                    assert!(said.iter().any(|text| text.contains(why)), "{what}: {said:#?}");
+                }
+                Err(_) => {}
+            }
+        }
+    }
+}

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::facts::{Found, LocatedModel};
 use super::greedy::{self, Assignment, Item};
 use super::{launch, relax};
-use crate::inventory::{Cpu, Device, DeviceId, DeviceKind, InstanceId, Inventory};
+use crate::inventory::{Cpu, Device, DeviceId, DeviceKind, InstanceId, Inventory, Node};
 use crate::memory::{Fit, fit};
 use crate::plan::{DeviceShare, Plan, PlannedDevice, PlannedInstance};
 use crate::report::{ModelReport, PlanReport, PlanVerdict};
@@ -34,7 +34,7 @@ pub enum PlanError {
 
 /// One bin of the placement: a device of a node with what models may take there.
 struct Bin<'a> {
-    node: &'a str,
+    node: &'a Node,
     device: &'a Device,
     budget: Bytes,
     /// Whether others' use keeps it below what the spec would allow.
@@ -86,13 +86,13 @@ pub fn plan(
 }
 
 fn bins<'a>(spec: &Spec, inventory: &'a Inventory) -> Vec<Bin<'a>> {
-    let bin = |node: &'a str, device: &'a Device| {
+    let bin = |node: &'a Node, device: &'a Device| {
         let budget_beside = |others| budget(spec, device, others);
         let budget = budget_beside(device.used_by_others);
         Bin { node, device, budget, is_crowded: budget < budget_beside(Bytes::ZERO) }
     };
     let nodes = inventory.nodes.iter();
-    nodes.flat_map(|node| node.devices.iter().map(move |device| bin(&node.name, device))).collect()
+    nodes.flat_map(|node| node.devices.iter().map(move |device| bin(node, device))).collect()
 }
 
 /// What models may take on a device together, where others use so much.
@@ -114,7 +114,8 @@ fn allowed(model: &Deployment, bins: &[Bin<'_>]) -> Vec<usize> {
         [] => has_gpu == matches!(bin.device.kind, DeviceKind::Gpu { .. }),
         selectors => selectors.iter().any(|selector| bin.device.is(selector)),
     };
-    (0..bins.len()).filter(|bin| may_use(&bins[*bin])).collect()
+    let may_be = |bin: &Bin<'_>| model.nodes.matches(bin.node) && may_use(bin);
+    (0..bins.len()).filter(|bin| may_be(&bins[*bin])).collect()
 }
 
 fn items(
@@ -136,7 +137,7 @@ fn items(
             let running = current.and_then(|plan| plan.instance(&id));
             let current = running.and_then(|instance| {
                 bins.iter()
-                    .position(|bin| bin.node == instance.node && instance.uses(&bin.device.id))
+                    .position(|bin| bin.node.name == instance.node && instance.uses(&bin.device.id))
             });
             items.push(Item {
                 id,
@@ -190,7 +191,7 @@ fn instances(
                     port,
                 ),
                 port,
-                node: bin.node.to_owned(),
+                node: bin.node.name.clone(),
                 folder: found.folder.clone(),
                 shares: vec![share],
             });
@@ -240,11 +241,11 @@ impl<'a> Ports<'a> {
 
 fn planned_devices(bins: &[Bin<'_>], instances: &[PlannedInstance]) -> Vec<PlannedDevice> {
     let planned = |bin: &Bin<'_>| -> Bytes {
-        instances.iter().map(|instance| instance.bytes_on(bin.node, &bin.device.id)).sum()
+        instances.iter().map(|instance| instance.bytes_on(&bin.node.name, &bin.device.id)).sum()
     };
     bins.iter()
         .map(|bin| PlannedDevice {
-            node: bin.node.to_owned(),
+            node: bin.node.name.clone(),
             device: bin.device.id.clone(),
             total: bin.device.total,
             budget: bin.budget,
@@ -299,6 +300,13 @@ fn explain(
         return;
     }
     let allowed = allowed(model, bins);
+    if !bins.iter().any(|bin| model.nodes.matches(bin.node)) {
+        let names: BTreeSet<&str> = bins.iter().map(|bin| bin.node.name.as_str()).collect();
+        let names = names.into_iter().collect::<Vec<_>>().join(", ");
+        report.reasons.push(format!("it is kept to {}, and there is only {names}", model.nodes));
+        report.changes.push(format!("leave `nodes` of {} out, or write {names}", model.name));
+        return;
+    }
     if allowed.is_empty() {
         let wanted: Vec<_> = model.devices.iter().map(ToString::to_string).collect();
         let there: Vec<_> = bins.iter().map(|bin| bin.device.id.to_string()).collect();

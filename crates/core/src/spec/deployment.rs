@@ -6,6 +6,7 @@ use std::ops::Range;
 use serde::Serialize;
 use toml::Spanned;
 
+use super::domains::{self, Beside, Spread};
 use super::error::{Problems, nearest};
 use super::raw::{Demand, EngineKind, RawFacts, RawModel, RawNodeRule, RawRunning, Replicas};
 use super::{DeviceSelector, FlagValue, Flags, NodeRule, Source, check_flags, overlay, source};
@@ -30,6 +31,10 @@ pub struct Deployment {
     pub replicas: Replicas,
     /// The machines it may use.
     pub nodes: NodeRule,
+    /// How the model's instances are spread over failure domains.
+    pub spread: Option<Spread>,
+    /// What its instances are kept together with.
+    pub beside: Option<Beside>,
     /// The devices it may use; empty means any.
     pub devices: Vec<DeviceSelector>,
     /// The engine's own flags.
@@ -109,6 +114,7 @@ pub(super) fn deployments(
             running.push(as_it_runs(name, &whole, *runs, nodes, problems));
         }
     }
+    domains::check_partners(models, problems);
     for (i, one) in deployments.iter().enumerate() {
         if deployments[..i].iter().any(|other| other.name == one.name) {
             problems.add(0..0, format!("two deployments are called `{}`", one.name));
@@ -126,6 +132,7 @@ fn as_it_runs(
 ) -> Running {
     let mut whole = model.clone();
     whole.nodes = Some(raw.nodes);
+    (whole.spread, whole.beside) = (None, None);
     whole.devices = raw.devices;
     whole.flags.extend(raw.flags);
     let text = name.get_ref();
@@ -184,13 +191,18 @@ fn deployment(
         }
         devices.push(selector);
     }
+    let rule = raw.nodes.as_ref().map_or(NodeRule::Any, |rule| node_rule(rule, nodes, problems));
+    let spread = raw.spread.as_ref().map(|raw| domains::spread(raw, &rule, nodes, problems));
+    let beside = raw.beside.as_ref().map(|raw| domains::beside(raw, &rule, nodes, problems));
     Deployment {
         model: model.to_owned(),
         source,
         facts,
         engine,
         replicas: raw.replicas.unwrap_or_default(),
-        nodes: raw.nodes.as_ref().map_or(NodeRule::Any, |rule| node_rule(rule, nodes, problems)),
+        nodes: rule,
+        spread,
+        beside,
         devices,
         flags: check_flags::flags(raw.flags.clone(), engine, problems),
         extra_args: check_flags::extra_args(

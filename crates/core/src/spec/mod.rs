@@ -5,6 +5,7 @@
 //! - `overlay`: a strategy laid over a spec
 //! - `validate`: [`Spec`], where what can't work can't be said
 //! - [`deployment`]: the groups of instances that a model is run as
+//! - [`domains`]: failure domains, and how instances are spread over them
 //! - [`nodes`]: machines that are planned for, and rules that choose among machines
 //! - `source`, `check_flags`: where weights are; whether an engine has a flag
 //! - [`error`]: errors that name line, column and the nearest right key
@@ -12,6 +13,7 @@
 
 mod check_flags;
 pub mod deployment;
+pub mod domains;
 pub mod error;
 pub mod flags;
 pub mod nodes;
@@ -21,6 +23,7 @@ mod source;
 mod validate;
 
 pub use deployment::{AssumedFacts, Deployment, Running};
+pub use domains::{Beside, Domain, Spread};
 pub use error::{SpecError, SpecProblem};
 pub use flags::{FlagValue, Flags};
 pub use nodes::NodeRule;

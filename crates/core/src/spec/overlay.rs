@@ -43,6 +43,8 @@ pub(super) fn model(base: &RawModel, over: &RawModel, inherited: EngineKind) -> 
         engine: over.engine.or(base.engine),
         replicas: over.replicas.or(base.replicas),
         nodes: over.nodes.clone().or_else(|| base.nodes.clone()),
+        spread: over.spread.clone().or_else(|| base.spread.clone()),
+        beside: over.beside.clone().or_else(|| base.beside.clone()),
         devices: over.devices.clone().or_else(|| base.devices.clone()),
         flags,
         extra_args: over.extra_args.clone().or_else(|| base.extra_args.clone()),

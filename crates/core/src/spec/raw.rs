@@ -132,6 +132,49 @@ pub enum RawNodeRule {
     Labels(BTreeMap<String, String>),
 }
 
+/// How instances are spread.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(untagged, expecting = "expected `node`, a label, or { over = \"rack\", most = 2 }")]
+pub enum RawSpread {
+    /// As evenly as there is room.
+    Over(String),
+    /// With a limit.
+    Limited(RawSpreadLimit),
+}
+
+/// How instances are spread, with a limit.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawSpreadLimit {
+    /// `node`, or a label.
+    pub over: String,
+    /// The most instances of the model in one.
+    pub most: u32,
+}
+
+/// What instances are kept together with.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(
+    untagged,
+    expecting = "expected a model's name, or { model = \"embedder\", over = \"rack\" }"
+)]
+pub enum RawBeside {
+    /// A model, on the same node.
+    Model(String),
+    /// A model, somewhere in the same domain.
+    Over(RawBesideOver),
+}
+
+/// What instances are kept together with, and where.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawBesideOver {
+    /// The model.
+    pub model: String,
+    /// `node`, or a label.
+    pub over: String,
+}
+
 /// Who starts the engines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -202,6 +245,14 @@ pub struct RawModel {
     /// The machines it may use: `node-0`, `!node-0`, `["a", "b"]`, or labels as in `{ zone = "a" }`.
     #[schemars(with = "Option<RawNodeRule>")]
     pub nodes: Option<Spanned<RawNodeRule>>,
+    /// How instances are spread over failure domains: `node`, or a label as in `rack`; with a limit,
+    /// `{ over = "rack", most = 2 }`.
+    #[schemars(with = "Option<RawSpread>")]
+    pub spread: Option<Spanned<RawSpread>>,
+    /// A model that each instance must have on its node; or on nodes with the same value of a label,
+    /// `{ model = "embedder", over = "rack" }`.
+    #[schemars(with = "Option<RawBeside>")]
+    pub beside: Option<Spanned<RawBeside>>,
     /// The devices it may use: `host`, `gpu:INDEX` or a GPU's UUID. Without it: any.
     #[schemars(with = "Option<Vec<String>>")]
     pub devices: Option<Vec<Spanned<String>>>,

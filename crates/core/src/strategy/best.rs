@@ -4,7 +4,7 @@
 //! model alone on 1, 2, 4, 8 GPUs, pairs of models that share GPUs, and what runs. What runs today and
 //! has no demand of its own is asked for what it serves today. Weights stay in the form that they have.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use serde_json::{Value, json};
@@ -17,12 +17,16 @@ use crate::memory::vllm::Gpu;
 use crate::model::hf_config::Transformer;
 use crate::placement::Facts;
 use crate::placement::gpus::prepared::arguments;
-use crate::placement::gpus::{lay_out, pace, prepare};
-use crate::placement::program::{Block, Class, Model, OnNode, Placed, Problem, place};
+use crate::placement::gpus::{lay_out, layout, pace, prepare};
+use crate::placement::program::{
+    self, Block, Class, Domains, Model, OnNode, Placed, Problem, place,
+};
 use crate::spec::{
-    Deployment, DeviceSelector, EngineKind, NodeRule, Replicas, Running, Spec, Strategy,
+    Deployment, DeviceSelector, Domain, EngineKind, NodeRule, Replicas, Running, Spec, Strategy,
 };
 use crate::units::Bytes;
+
+const MIB: u64 = 1 << 20;
 
 /// The name of the strategy.
 pub const NAME: &str = "best";
@@ -36,12 +40,23 @@ pub struct Best {
     pub solver: SolverReport,
 }
 
-/// Nodes of a kind: the same GPUs, and the same deployments allowed.
+/// Nodes of a kind: the same devices, the same deployments allowed, the same failure domains.
 #[derive(Clone, Debug, PartialEq)]
 struct Kind {
     gpus: Vec<Gpu>,
     devices: Vec<Device>,
+    host: Option<Bytes>,
     allowed: Vec<bool>,
+    /// For each label that a rule asks for, the nodes' value of it.
+    labels: BTreeMap<Domain, Option<String>>,
+}
+
+/// What a block was seen to come to.
+struct Tried {
+    /// Tokens a second of each instance.
+    speeds: Vec<f64>,
+    /// Host memory of all at the pessimistic end, in MiB.
+    host: u64,
 }
 
 /// What is solved, and what its parts mean.
@@ -121,11 +136,22 @@ impl<'a> Program<'a> {
     }
 
     fn add_kinds(&mut self) {
+        let over = |one: &Deployment| {
+            let spread = one.spread.as_ref().map(|spread| spread.over.clone());
+            [spread, one.beside.as_ref().map(|beside| beside.over.clone())]
+        };
+        let domains = self.spec.deployments.iter().flat_map(over).flatten();
+        let labels: BTreeSet<Domain> = domains.filter(|domain| *domain != Domain::Node).collect();
         for (node, gpus) in self.nodes.iter().zip(gpus(self.nodes)) {
             let is_gpu = |device: &&Device| Gpu::of_device(device).is_some();
             let kind = Kind {
                 gpus,
                 devices: node.devices.iter().filter(is_gpu).cloned().collect(),
+                host: layout::host(node),
+                labels: labels
+                    .iter()
+                    .map(|label| (label.clone(), label.of(node).map(str::to_owned)))
+                    .collect(),
                 allowed: self.spec.deployments.iter().map(|one| one.nodes.matches(node)).collect(),
             };
             let known = self.kinds.iter().position(|other| *other == kind);
@@ -214,18 +240,18 @@ impl<'a> Program<'a> {
 
     /// Tries a block on a node of a kind, and keeps it if all of it starts.
     fn add(&mut self, kind: usize, size: usize, members: Vec<Deployment>) {
-        if let Some(speeds) = self.try_out(kind, size, &members, &[]) {
-            self.push(size, vec![kind], members, &speeds);
+        if let Some(tried) = self.try_out(kind, size, &members, &[]) {
+            self.push(size, vec![kind], members, &tried);
         }
     }
 
-    fn push(&mut self, size: usize, kinds: Vec<usize>, members: Vec<Deployment>, speeds: &[f64]) {
-        let serves = members.iter().zip(speeds);
+    fn push(&mut self, size: usize, kinds: Vec<usize>, members: Vec<Deployment>, tried: &Tried) {
+        let serves = members.iter().zip(&tried.speeds);
         let serves = serves.filter_map(|(member, speed)| Some((self.model_of(member)?, 1, *speed)));
         let serves = serves.collect();
         self.problem.blocks.push(Block {
             gpus: size as u64,
-            host: 0,
+            host: tried.host,
             kinds,
             serves,
             is_tight: false,
@@ -238,15 +264,15 @@ impl<'a> Program<'a> {
         self.spec.deployments.iter().position(|one| one.model == deployment.model)
     }
 
-    /// Tokens a second of each instance of a block; none where one doesn't start at the pessimistic
-    /// end. What runs has started.
+    /// What a block comes to; none where one of its instances doesn't start at the pessimistic end. What
+    /// runs has started.
     fn try_out(
         &self,
         kind: usize,
         size: usize,
         members: &[Deployment],
         running: &[Running],
-    ) -> Option<Vec<f64>> {
+    ) -> Option<Tried> {
         let Kind { gpus, devices, .. } = &self.kinds[kind];
         let devices = devices.get(..size)?.to_vec();
         let node = Node { name: "block".to_owned(), devices, ..Node::default() };
@@ -269,7 +295,9 @@ impl<'a> Program<'a> {
             pace::speed(seat, &layout, wanted, kind, self.cluster.speeds)
         };
         let speed = |member| speed(member).map_or(0.0, |speed| speed.tokens_per_second.mid);
-        Some((0..members.len()).map(speed).collect())
+        let host: Bytes = layout.seats.iter().map(|seat| seat.started.host.1).sum();
+        let speeds = (0..members.len()).map(speed).collect();
+        Some(Tried { speeds, host: host.0.div_ceil(MIB) })
     }
 
     /// A block for each distinct instance that runs; gives those of each node.
@@ -313,9 +341,9 @@ impl<'a> Program<'a> {
         let member = with_flags(&running.deployment, &args, 0..ranks);
         let alone = Running { deployment: member.clone(), observed: None };
         let members = vec![member];
-        let speeds = self.try_out(kind, size, &members, &[alone])?;
+        let tried = self.try_out(kind, size, &members, &[alone])?;
         // It is there already; whether more of it would start is another matter.
-        self.push(size, Vec::new(), members, &speeds);
+        self.push(size, Vec::new(), members, &tried);
         self.runs_at.insert(self.made.len() - 1, first);
         Some(self.made.len() - 1)
     }
@@ -330,7 +358,7 @@ impl<'a> Program<'a> {
             self.problem.classes.push(Class {
                 nodes: nodes.len() as u64,
                 gpus: self.kinds[kind].gpus.len() as u64,
-                host: None,
+                host: self.kinds[kind].host.map(|host| host.0 / MIB),
                 kind,
                 running: blocks.iter().map(|block| (*block, 1)).collect(),
             });
@@ -355,8 +383,33 @@ impl<'a> Program<'a> {
                 need: asked.unwrap_or(today),
                 min: u64::from(deployment.replicas.min),
                 max: u64::from(deployment.replicas.max),
+                spread: deployment.spread.as_ref().map(|spread| program::Spread {
+                    domains: self.domains(&spread.over),
+                    most: u64::from(spread.most),
+                }),
+                beside: deployment.beside.as_ref().and_then(|beside| {
+                    let is_meant = |one: &Deployment| one.model == beside.model;
+                    Some(program::Beside {
+                        model: self.spec.deployments.iter().position(is_meant)?,
+                        domains: self.domains(&beside.over),
+                    })
+                }),
                 ..Model::default()
             });
+        }
+    }
+
+    /// Failure domains as kinds of nodes. Every machine that may be used is in one.
+    fn domains(&self, over: &Domain) -> Domains {
+        let mut kinds: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+        for (at, kind) in self.kinds.iter().enumerate() {
+            if let Some(Some(name)) = kind.labels.get(over) {
+                kinds.entry(name).or_default().push(at);
+            }
+        }
+        match over {
+            Domain::Node => Domains::Nodes,
+            Domain::Label(_) => Domains::Kinds(kinds.into_values().collect()),
         }
     }
 
@@ -422,10 +475,11 @@ impl<'a> Program<'a> {
     }
 }
 
-/// A deployment with other flags, on some GPUs of a node of its own.
+/// A deployment with other flags, on some GPUs of a node of its own, where no rule about others counts.
 fn with_flags(deployment: &Deployment, args: &Value, gpus: Range<usize>) -> Deployment {
     let flags = serde_json::from_value(args.clone()).unwrap_or_else(|_| deployment.flags.clone());
     let devices = gpus.map(|index| DeviceSelector::GpuIndex(index as u32)).collect();
     let replicas = Replicas { min: 1, max: 1 };
-    Deployment { flags, devices, replicas, nodes: NodeRule::Any, ..deployment.clone() }
+    let (nodes, spread, beside) = (NodeRule::Any, None, None);
+    Deployment { flags, devices, replicas, nodes, spread, beside, ..deployment.clone() }
 }

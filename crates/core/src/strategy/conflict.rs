@@ -28,6 +28,10 @@ enum Requirement {
     Nodes(String),
     /// It is kept to some devices.
     Devices(String),
+    /// It is spread over failure domains.
+    Spread(String),
+    /// It is kept together with another.
+    Beside(String),
     /// It has so many instances at least.
     Replicas(String),
 }
@@ -49,6 +53,16 @@ impl Requirement {
                 let devices: Vec<String> = devices.map(ToString::to_string).collect();
                 format!("{name} is kept to {}", devices.join(", "))
             }
+            Self::Spread(name) => {
+                let spread = of(name).and_then(|one| one.spread.as_ref());
+                let says = spread.map(|one| format!("at most {} on one {}", one.most, one.over));
+                format!("{name} has {}", says.unwrap_or_default())
+            }
+            Self::Beside(name) => {
+                let beside = of(name).and_then(|one| one.beside.as_ref());
+                let says = beside.map(|one| format!("on a {} with {}", one.over, one.model));
+                format!("{name} is {}", says.unwrap_or_default())
+            }
             Self::Replicas(name) => {
                 let least = of(name).map_or(0, |one| one.replicas.min);
                 format!("{name} has {least} instances at least")
@@ -62,13 +76,19 @@ impl Requirement {
             Self::Run(name) => format!("leave {name} out"),
             Self::Nodes(name) => format!("let {name} run on any node"),
             Self::Devices(name) => format!("let {name} run on any GPU"),
+            Self::Spread(name) => format!("let more of {name} be in one failure domain"),
+            Self::Beside(name) => format!("let {name} be without what it is beside"),
             Self::Replicas(name) => format!("be content with one instance of {name}"),
         }
     }
 
     fn relax(&self, spec: &mut Spec) {
-        let (Self::Run(name) | Self::Nodes(name) | Self::Devices(name) | Self::Replicas(name)) =
-            self;
+        let (Self::Run(name)
+        | Self::Nodes(name)
+        | Self::Devices(name)
+        | Self::Spread(name)
+        | Self::Beside(name)
+        | Self::Replicas(name)) = self;
         if matches!(self, Self::Run(_)) {
             spec.deployments.retain(|one| one.name != *name);
         }
@@ -76,6 +96,8 @@ impl Requirement {
             match self {
                 Self::Nodes(_) => one.nodes = NodeRule::Any,
                 Self::Devices(_) => one.devices.clear(),
+                Self::Spread(_) => one.spread = None,
+                Self::Beside(_) => one.beside = None,
                 Self::Replicas(_) => one.replicas.min = 1,
                 Self::Run(_) => {}
             }
@@ -85,10 +107,16 @@ impl Requirement {
 
 fn requirements(spec: &Spec) -> Vec<Requirement> {
     let mut all = Vec::new();
-    for Deployment { name, nodes, devices, replicas, .. } in &spec.deployments {
+    for Deployment { name, nodes, devices, replicas, spread, beside, .. } in &spec.deployments {
         // The cheapest to do without come first.
         if !devices.is_empty() {
             all.push(Requirement::Devices(name.clone()));
+        }
+        if spread.as_ref().is_some_and(|spread| spread.most < u32::MAX) {
+            all.push(Requirement::Spread(name.clone()));
+        }
+        if beside.is_some() {
+            all.push(Requirement::Beside(name.clone()));
         }
         if *nodes != NodeRule::Any {
             all.push(Requirement::Nodes(name.clone()));

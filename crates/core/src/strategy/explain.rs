@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::evaluate::{Cluster, Laid, lay};
 use crate::memory::vllm::tenancy::{SharedGpu, Sharing};
 use crate::placement::PlanError;
-use crate::placement::gpus::Prepared;
+use crate::placement::gpus::{Prepared, Rules};
 use crate::spec::Spec;
 use crate::units::Bytes;
 
@@ -78,6 +78,9 @@ impl Laid<'_> {
         if !deployment.nodes.matches(&self.nodes[node]) {
             return (false, format!("the spec keeps it to {}", deployment.nodes));
         }
+        if let Some(broken) = self.rules().broken(deployment, &self.nodes[node]) {
+            return (false, broken);
+        }
         let placed = self.layout.seats.iter().filter(|one| one.deployment == index).count();
         match self.one_more(wanted, node) {
             Ok(()) if placed as u64 >= u64::from(deployment.replicas.max) => {
@@ -89,6 +92,15 @@ impl Laid<'_> {
                 (false, format!("{message} In the way: {held}"))
             }
         }
+    }
+
+    /// How many of which model are in each failure domain.
+    fn rules(&self) -> Rules {
+        let mut rules = Rules::new(self.wanted);
+        for seat in &self.layout.seats {
+            rules.add(&self.wanted[seat.deployment].deployment.model, &self.nodes[seat.node]);
+        }
+        rules
     }
 
     /// Starts one more on a node as the plan leaves it, on the GPUs that are freest.

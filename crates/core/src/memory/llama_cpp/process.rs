@@ -93,6 +93,11 @@ pub fn add(
     Resident { ready, ready_peak, served: served.max(ready_peak) }
 }
 
+/// What a server holds of its own on the host when its layers and caches are on GPUs.
+pub fn on_host(facts: &ModelFacts, context: &Context) -> Bytes {
+    LIBRARIES + runtime(facts, context)
+}
+
 /// Heap, tokenizer and bookkeeping.
 fn runtime(facts: &ModelFacts, context: &Context) -> Bytes {
     let has_merges = facts.tokenizer_merges > 0;

@@ -85,10 +85,16 @@ pub enum Term {
     AfterCapture,
     /// What graphs took beyond the model's figure; may be negative.
     GraphsOffset,
+    /// Host memory of the API server.
+    HostServer,
+    /// Host memory of the engine's core.
+    HostCore,
+    /// Host memory of a worker.
+    HostWorker,
 }
 
 impl Term {
-    const COUNT: usize = Self::GraphsOffset as usize + 1;
+    const COUNT: usize = Self::HostWorker as usize + 1;
 }
 
 /// A figure in MiB and how far it may be off.

@@ -32,6 +32,7 @@ pub mod compiled;
 pub mod device;
 pub mod flags;
 pub mod graphs;
+pub mod host;
 pub mod kv_cache;
 pub mod learning;
 pub mod loading;

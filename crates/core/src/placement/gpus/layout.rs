@@ -7,7 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::prepared::{Prepared, Started};
-use crate::inventory::{InstanceId, Node};
+use super::rules::Rules;
+use crate::inventory::{DeviceKind, InstanceId, Node};
 use crate::memory::Verdict;
 use crate::memory::vllm::tenancy::{SharedGpu, Sharing};
 use crate::memory::vllm::{Engine, Estimate, Gpu};
@@ -93,6 +94,9 @@ impl Layout {
 struct Filling<'a> {
     likely: Sharing<'a>,
     high: Sharing<'a>,
+    /// Host memory that is left, as it likely is and at the pessimistic end; none where nothing is known
+    /// of it.
+    host: Option<(Bytes, Bytes)>,
     /// Deployments with their first GPUs and whether they ran before, in order: nodes of a kind with
     /// the same are in one state.
     holds: Vec<(usize, usize, bool)>,
@@ -106,9 +110,14 @@ pub fn lay_out(
     gpus: &[Vec<Gpu>],
     engine: &Engine<'_>,
 ) -> Layout {
-    let empty =
-        |gpus| Filling { likely: Sharing::new(gpus), high: Sharing::new(gpus), holds: Vec::new() };
-    let kinds = kinds(wanted, nodes, gpus);
+    let empty = |(node, gpus): (&Node, _)| Filling {
+        likely: Sharing::new(gpus),
+        high: Sharing::new(gpus),
+        host: host(node).map(|left| (left, left)),
+        holds: Vec::new(),
+    };
+    let rules = Rules::new(wanted);
+    let kinds = kinds(wanted, &rules, nodes, gpus);
     let mut states: BTreeMap<State, BTreeSet<usize>> = BTreeMap::new();
     for (node, kind) in kinds.iter().enumerate() {
         states.entry((*kind, Vec::new())).or_default().insert(node);
@@ -118,18 +127,20 @@ pub fn lay_out(
         nodes,
         gpus,
         engine,
-        filling: gpus.iter().map(|gpus| empty(gpus.as_slice())).collect(),
+        filling: nodes.iter().zip(gpus.iter().map(Vec::as_slice)).map(empty).collect(),
         kinds,
         states,
         placed: vec![0; wanted.len()],
+        rules,
         seats: Vec::new(),
     };
     let stopped = filler.keep_running(running);
     let mut order: Vec<usize> = (0..wanted.len()).collect();
+    let depth: Vec<usize> = order.iter().map(|index| filler.rules.depth(wanted, *index)).collect();
     let size = |index: &usize| wanted[*index].located.active_parameters;
     order.sort_by(|a, b| {
         let names = || wanted[*a].deployment.name.cmp(&wanted[*b].deployment.name);
-        size(b).cmp(&size(a)).then_with(names)
+        depth[*a].cmp(&depth[*b]).then(size(b).cmp(&size(a))).then_with(names)
     });
     let missing = order.into_iter().filter_map(|index| filler.place(index)).collect();
     let Filler { filling, seats, .. } = filler;
@@ -147,18 +158,28 @@ pub fn lay_out(
     Layout { seats, nodes, on, missing, stopped }
 }
 
-/// A number for each distinct node: its GPUs, and which deployments may run there.
-fn kinds(wanted: &[Prepared<'_>], nodes: &[Node], gpus: &[Vec<Gpu>]) -> Vec<usize> {
-    let mut distinct: Vec<(&Vec<Gpu>, Vec<bool>)> = Vec::new();
-    let number = |(node, gpus)| {
-        let may_run = wanted.iter().map(|one| one.deployment.nodes.matches(node)).collect();
-        let kind = (gpus, may_run);
+/// What engines may take of a node's host memory together.
+pub(crate) fn host(node: &Node) -> Option<Bytes> {
+    let host = node.devices.iter().find(|device| matches!(device.kind, DeviceKind::Host))?;
+    Some(host.total - host.used_by_others)
+}
+
+/// A number for each distinct node: its GPUs, its host memory, which deployments may run there, and in
+/// which failure domains it is.
+fn kinds(wanted: &[Prepared<'_>], rules: &Rules, nodes: &[Node], gpus: &[Vec<Gpu>]) -> Vec<usize> {
+    let kind = |(node, gpus)| {
+        let may_run: Vec<bool> =
+            wanted.iter().map(|one| one.deployment.nodes.matches(node)).collect();
+        (gpus, host(node), may_run, rules.labels(node))
+    };
+    let mut distinct = Vec::new();
+    let number = |kind| {
         distinct.iter().position(|known| *known == kind).unwrap_or_else(|| {
             distinct.push(kind);
             distinct.len() - 1
         })
     };
-    nodes.iter().zip(gpus).map(number).collect()
+    nodes.iter().zip(gpus).map(kind).map(number).collect()
 }
 
 /// What a node's next start depends on: its kind, and what it holds. Nodes in one state are tried once.
@@ -174,6 +195,7 @@ struct Filler<'a> {
     states: BTreeMap<State, BTreeSet<usize>>,
     /// Instances of each deployment that have a place.
     placed: Vec<u32>,
+    rules: Rules,
     seats: Vec<Seat>,
 }
 
@@ -188,7 +210,15 @@ impl<'a> Filler<'a> {
     /// Keeps what runs as it is wanted; gives the rest.
     fn keep_running(&mut self, running: &[(&Running, Prepared<'_>)]) -> Vec<(usize, usize)> {
         let mut stopped = Vec::new();
-        for (index, (running, prepared)) in running.iter().enumerate() {
+        // What others stay beside comes first.
+        let mut order: Vec<usize> = (0..running.len()).collect();
+        let model = |index: &usize| &running[*index].1.deployment.model;
+        order.sort_by_key(|index| {
+            let wanted = self.wanted.iter().position(|one| one.deployment.model == *model(index));
+            wanted.map(|wanted| self.rules.depth(self.wanted, wanted))
+        });
+        for index in order {
+            let (running, prepared) = &running[index];
             for node in 0..self.nodes.len() {
                 if !running.deployment.nodes.matches(&self.nodes[node]) {
                     continue;
@@ -215,6 +245,7 @@ impl<'a> Filler<'a> {
             && self.placed[wanted] < wants.replicas.max
             && wants.extra_args == runs.extra_args
             && self.wanted[wanted].may_be_at(running.first_gpu(), running.gpus)
+            && self.rules.broken(wants, &self.nodes[node]).is_none()
     }
 
     /// What runs needs no start; it holds what is seen, or else what it is reckoned to.
@@ -240,6 +271,8 @@ impl<'a> Filler<'a> {
             std::iter::repeat_n(Bytes::ZERO, first).chain(held.iter().copied()).collect();
         filling.likely.hold(&id.0, &on_all);
         filling.high.hold(&id.0, &on_all);
+        filling.host =
+            filling.host.map(|(likely, high)| (likely - started.host.0, high - started.host.1));
         self.enter(node, (wanted, first, true));
         let seat = Seat {
             id,
@@ -270,6 +303,7 @@ impl<'a> Filler<'a> {
         }
         holds.push(held);
         state.1.push(held);
+        self.rules.add(&self.wanted[held.0].deployment.model, &self.nodes[node]);
         self.states.entry(state).or_default().insert(node);
         self.placed[held.0] += 1;
     }
@@ -333,6 +367,8 @@ impl<'a> Filler<'a> {
         let allowed: Vec<usize> = (0..self.nodes.len()).filter(may_run).collect();
         let most = allowed.iter().map(|node| self.gpus[*node].len()).max().unwrap_or(0);
         let needed = (*gpus).max(1);
+        let broken = |node: &usize| self.rules.broken(deployment, &self.nodes[*node]);
+        let rules: Option<BTreeSet<String>> = allowed.iter().map(broken).collect();
         match () {
             () if allowed.is_empty() => {
                 format!("no node is {}, where {name} may run", deployment.nodes)
@@ -341,6 +377,9 @@ impl<'a> Filler<'a> {
                 format!(
                     "{name} takes {needed} GPUs of a node, and none that it may use has more than {most}"
                 )
+            }
+            () if let Some(broken) = &rules => {
+                format!("{name}: {}", broken.iter().cloned().collect::<Vec<_>>().join("; "))
             }
             () if !pinned.is_empty() && self.wanted[index].windows(most).is_empty() => {
                 let named: Vec<String> = pinned.iter().map(|gpu| format!("gpu:{gpu}")).collect();
@@ -353,8 +392,8 @@ impl<'a> Filler<'a> {
         }
     }
 
-    /// Nodes and first GPUs to try, one for each state: where fewest of the deployment are, then aligned
-    /// windows, so that instances don't break each other's up, then where most is free.
+    /// Nodes and first GPUs to try, one for each state: where fewest of the model are of the domains that
+    /// it is spread over, where fewest of the deployment are, then aligned windows, so that instances don't break each other's up, then where most is free.
     fn places(&self, index: usize) -> Vec<(usize, usize)> {
         let wanted = &self.wanted[index];
         let mut places = Vec::new();
@@ -363,6 +402,10 @@ impl<'a> Filler<'a> {
             if !wanted.deployment.nodes.matches(&self.nodes[node]) {
                 continue;
             }
+            if self.rules.broken(wanted.deployment, &self.nodes[node]).is_some() {
+                continue;
+            }
+            let around = self.rules.around(wanted.deployment, &self.nodes[node]);
             let here = holds.iter().filter(|(held, ..)| *held == index).count();
             let free = self.filling[node].likely.free();
             let count = wanted.gpus_of(free.len());
@@ -376,7 +419,7 @@ impl<'a> Filler<'a> {
                 if !doubles && !free.is_empty() {
                     let least = std::cmp::Reverse(least.unwrap_or_default());
                     let is_apart = !first.is_multiple_of(count.next_power_of_two());
-                    places.push((here, is_apart, least, node, first));
+                    places.push((around, here, is_apart, least, node, first));
                 }
             }
         }
@@ -394,10 +437,22 @@ impl<'a> Filler<'a> {
             (started.verdict, started.message) = (Verdict::OomAtRuntime, Some(message));
         }
         let mut risk = None;
+        if let Some((likely, high)) = &mut filling.host
+            && started.verdict.is_ready()
+        {
+            let (needs, at_most) = started.host;
+            if needs > *likely {
+                let message = format!("it takes {needs} of host memory, and {likely} are left");
+                (started.verdict, started.message) = (Verdict::OomAtRuntime, Some(message));
+            } else if at_most > *high {
+                risk = Some(format!("it may take {at_most} of host memory, and {high} are left"));
+            }
+            (*likely, *high) = (*likely - needs, *high - at_most);
+        }
         if started.verdict.is_ready() {
             let engine = Engine { estimate: Estimate::High, ..*self.engine };
             let high = wanted.start(&id.0, first, gpus, &mut filling.high, &engine);
-            risk = high.message.or_else(|| overfull(filling.high.gpus()));
+            risk = high.message.or_else(|| overfull(filling.high.gpus())).or(risk);
         }
         Trial { started, risk, filling }
     }

@@ -7,12 +7,13 @@ use serde_json::{Map, Value};
 use super::super::facts::{Facts, Found, LocatedModel};
 use super::super::plan::PlanError;
 use crate::memory::Verdict;
-use crate::memory::llama_cpp::LlamaFlags;
 use crate::memory::llama_cpp::graph::Backend;
 use crate::memory::llama_cpp::offload::{DeviceFlags, Offload, OffloadFit, Outside};
+use crate::memory::llama_cpp::{LlamaFlags, process};
 use crate::memory::ollama::{self, Request};
+use crate::memory::vllm::calibration::Subject;
 use crate::memory::vllm::tenancy::{Sharing, Tenant};
-use crate::memory::vllm::{Engine, Gpu, VllmFit};
+use crate::memory::vllm::{Engine, Gpu, VllmFit, host, version};
 use crate::model::ModelFacts;
 use crate::model::hf_config::Transformer;
 use crate::spec::{Deployment, EngineKind, FlagValue, Flags};
@@ -20,6 +21,9 @@ use crate::units::Bytes;
 
 /// What a vision tower takes beside its weights: what Ollama itself sets aside for it.
 const PROJECTOR_BUFFERS: Bytes = Bytes::gib(1);
+
+/// What CUDA may take on the host beside llama.cpp: not measured, so a bound.
+const CUDA_ON_HOST: Bytes = Bytes::gib(1);
 
 /// A deployment, ready to be placed.
 #[derive(Clone, Debug)]
@@ -62,6 +66,8 @@ pub struct Started {
     pub cache_bytes_per_token: f64,
     /// Bytes of weights on all its GPUs.
     pub weights: Bytes,
+    /// Host memory that its processes hold for themselves: as it likely is, and at the pessimistic end.
+    pub host: (Bytes, Bytes),
     /// What a person should know of it although it starts.
     pub note: Option<String>,
     /// vLLM's whole answer.
@@ -164,18 +170,19 @@ impl Prepared<'_> {
         match &self.engine {
             EngineArgs::Vllm { model, args } => {
                 let fit = sharing.start(&Tenant { name, model, args, first_gpu: first }, engine);
-                Started::of_vllm(fit, count)
+                let host = host_of_vllm(engine, model, args, here);
+                Started { host, ..Started::of_vllm(fit, count) }
             }
             EngineArgs::Ollama { facts, request } => {
                 let free = &sharing.free()[first..first + count];
                 let (fit, note) = self.ollama(facts, *request, here, free);
-                self.hold(name, first, fit, note, sharing)
+                self.hold(name, first, (facts, fit), note, sharing)
             }
             EngineArgs::LlamaCpp { facts, flags, devices } => {
                 let (backend, outside) = (Backend::Cuda, Outside::CUDA);
                 let offload = Offload { facts, flags, devices, backend, outside };
                 let fit = offload.fit(&sharing.free()[first..first + count]);
-                self.hold(name, first, fit, None, sharing)
+                self.hold(name, first, (facts, fit), None, sharing)
             }
         }
     }
@@ -211,7 +218,7 @@ impl Prepared<'_> {
         &self,
         name: &str,
         first: usize,
-        fit: OffloadFit,
+        (facts, fit): (&ModelFacts, OffloadFit),
         note: Option<String>,
         sharing: &mut Sharing<'_>,
     ) -> Started {
@@ -225,6 +232,7 @@ impl Prepared<'_> {
         let weights = fit.devices.iter().map(|device| device.terms.get("weights")).sum::<Bytes>();
         let cache: Bytes = fit.devices.iter().map(|device| device.terms.get("kv_cache")).sum();
         let cells = fit.context.cells;
+        let host = host_of_llama_cpp(facts, &fit, weights);
         if !fit.verdict.is_ready() {
             let why = fit.message.unwrap_or_else(|| fit.verdict.as_str().to_owned());
             let most = sharing.free()[first..].iter().copied().max().unwrap_or_default();
@@ -243,6 +251,7 @@ impl Prepared<'_> {
             max_concurrency: self.parallel() as f64,
             cache_bytes_per_token: cache.0 as f64 / cells.max(1) as f64,
             weights,
+            host,
             note,
             vllm: None,
         }
@@ -258,6 +267,31 @@ impl Prepared<'_> {
     }
 }
 
+fn host_of_vllm(
+    engine: &Engine<'_>,
+    model: &Transformer,
+    args: &Value,
+    gpus: &[Gpu],
+) -> (Bytes, Bytes) {
+    let size = |name: &str| args[name].as_u64().unwrap_or(1).clamp(1, 1024);
+    let Some(version) = version::parse(engine.version) else { return Default::default() };
+    let subject = Subject {
+        gpu: gpus.first().and_then(|gpu| gpu.kind).map(|kind| kind.name.as_str()),
+        version,
+        model,
+        tensor_parallel: size("tensor_parallel_size"),
+        stages: size("pipeline_parallel_size") as usize,
+    };
+    host::memory(engine, &subject)
+}
+
+/// Weights that are not on GPUs are in the host's memory; what CUDA itself takes there was not measured.
+fn host_of_llama_cpp(facts: &ModelFacts, fit: &OffloadFit, on_gpus: Bytes) -> (Bytes, Bytes) {
+    let all: Bytes = facts.tensors.iter().map(|tensor| Bytes(tensor.bytes)).sum();
+    let likely = all - on_gpus + process::on_host(facts, &fit.context);
+    (likely, likely + CUDA_ON_HOST)
+}
+
 impl Started {
     /// A start that was refused: it holds nothing.
     pub(super) fn refused(verdict: Verdict, message: String) -> Self {
@@ -270,6 +304,7 @@ impl Started {
             max_concurrency: 0.0,
             cache_bytes_per_token: 0.0,
             weights: Bytes::ZERO,
+            host: (Bytes::ZERO, Bytes::ZERO),
             note: None,
             vllm: None,
         }
@@ -291,6 +326,7 @@ impl Started {
             max_concurrency: fit.max_concurrency,
             cache_bytes_per_token: cache / fit.kv_cache_tokens.max(1) as f64,
             weights: Bytes(sum(&|stage| stage.weights.0) as u64),
+            host: (Bytes::ZERO, Bytes::ZERO),
             note: None,
             vllm: Some(Box::new(fit)),
         }
