@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use berth_cluster::ray::RayError;
 use berth_control::{ControllerError, JournalError};
 use berth_core::spec::SpecError;
 use berth_engines::binary::BinaryError;
@@ -128,11 +129,23 @@ impl From<JournalError> for Failure {
     }
 }
 
+impl From<RayError> for Failure {
+    fn from(error: RayError) -> Self {
+        let hint = error.hint();
+        Self::new(error).hint(hint)
+    }
+}
+
 impl From<ControllerError> for Failure {
     fn from(error: ControllerError) -> Self {
         match error {
             ControllerError::Journal(error) => error.into(),
             ControllerError::Lock(_) => Self::new(error),
+            ControllerError::Ray(error) => error.into(),
+            ControllerError::Leased { .. } => Self::new(error).hint(
+                "stop that one first (`berth down` with its --state); a berth that was killed loses the \
+                 cluster by itself once its lease ends",
+            ),
         }
     }
 }

@@ -1,12 +1,12 @@
 //! The controller's loop as the commands need it: until all is settled, or until a signal.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use berth_cluster::local::StateDir;
 use berth_control::controller::Turn;
-use berth_control::{Controller, Event, InstanceState, InstanceStatus};
+use berth_control::{Controller, Event, InstanceState, InstanceStatus, Journal};
 use berth_core::inventory::InstanceId;
 use berth_gateway::{Gateway, Routes, UpstreamState};
 use tokio::net::TcpListener;
@@ -40,7 +40,9 @@ pub(crate) fn controller(
     let in_flight = move |id: &InstanceId| {
         gateway.as_ref().map_or(0, |gateway| gateway.routes().in_flight(&id.0))
     };
-    Ok(Controller::open(dir.clone(), Arc::new(in_flight), events)?)
+    let current = Journal::open(&dir.journal())?.current()?;
+    let plan = current.as_ref().map(|current| &current.plan);
+    Ok(Controller::open(dir.clone(), plan, Arc::new(in_flight), events)?)
 }
 
 /// Turns until there is nothing left to do.
@@ -89,7 +91,8 @@ fn publish(gateway: Option<&Gateway>, turn: &Turn) {
     let Some(gateway) = gateway else { return };
     let before = gateway.routes();
     let upstream = |instance: &InstanceStatus| {
-        let address = SocketAddr::from(([127, 0, 0, 1], instance.port));
+        let host = instance.host.parse().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        let address = SocketAddr::from((host, instance.port));
         (instance.model.clone(), instance.id.0.clone(), address, state(instance.state))
     };
     gateway.set_routes(Routes::new(turn.instances.iter().map(upstream), &before));

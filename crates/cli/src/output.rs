@@ -7,8 +7,11 @@ pub(crate) mod comparison;
 use std::io::{IsTerminal as _, Write as _};
 
 use berth_control::{Event, EventKind, Status};
+use berth_core::Plan;
+use berth_core::inventory::InstanceId;
 use berth_core::ledger::LedgerEntry;
 use berth_core::memory::{Footprint, TermKind};
+use berth_core::plan::Change;
 use berth_core::report::{ModelReport, PlanReport, PlanVerdict};
 use berth_core::units::Bytes;
 use serde::Serialize;
@@ -262,8 +265,34 @@ pub(crate) fn event(event: &Event) -> String {
             };
             format!("{id}: failed: {diagnosis}; {next}\nhint: {}", diagnosis.hint)
         }
+        EventKind::Recovering => {
+            format!("{id}: not ready any more; its cluster brings it up again")
+        }
         EventKind::RolledBack => format!("{id}: going back to its earlier configuration"),
         EventKind::Stopping => format!("{id}: stopping"),
         EventKind::Stopped => format!("{id}: stopped"),
     }
+}
+
+/// What a plan changes, an instance a line; those that stay are counted.
+pub(crate) fn changes(plan: &Plan, before: Option<&Plan>) -> String {
+    let changes = plan.changes_from(before);
+    let stay = changes.values().filter(|change| **change == Change::Stay).count();
+    let place = |id: &InstanceId| {
+        let of = |plan: &Plan| plan.instance(id).map(|one| one.node.clone());
+        of(plan).or_else(|| before.and_then(of)).unwrap_or_default()
+    };
+    let line = |(id, change): (&InstanceId, &Change)| match change {
+        Change::Stay => None,
+        Change::Start => Some(format!("+ {id} starts on {}", place(id))),
+        Change::Restart => Some(format!("~ {id} restarts on {}", place(id))),
+        Change::Stop => Some(format!("- {id} stops on {}", place(id))),
+    };
+    let mut lines: Vec<String> = changes.iter().filter_map(line).collect();
+    match (lines.len(), stay) {
+        (0, _) => lines.push("nothing changes".to_owned()),
+        (_, 0) => {}
+        (_, stay) => lines.push(format!("  {stay} stay as they are")),
+    }
+    lines.join("\n")
 }

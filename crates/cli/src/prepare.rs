@@ -11,7 +11,7 @@ use berth_core::memory::vllm::{Calibration, Engine};
 use berth_core::perf::Speeds;
 use berth_core::placement::{self, Found, LocatedModel, Planned};
 use berth_core::spec::error::nearest;
-use berth_core::spec::{Deployment, EngineKind, Spec, Strategy};
+use berth_core::spec::{Backend, Deployment, EngineKind, RaySpec, Spec, Strategy};
 use berth_core::strategy::{Cluster, compare};
 use berth_core::{Inventory, Plan};
 use berth_engines::binary;
@@ -30,9 +30,22 @@ pub(crate) fn state_dir(path: &Path) -> Result<StateDir, Failure> {
     })
 }
 
-/// Looks at this machine.
+/// Looks at where the plan in force runs: at this machine, or at a Ray cluster.
 pub(crate) fn inventory(journal: &Journal) -> Result<Inventory, Failure> {
-    local::observe(&journal.state_id()?).map_err(Failure::new)
+    let current = journal.current()?.map(|journalled| journalled.plan);
+    match current.as_ref().and_then(|plan| plan.ray.as_ref()) {
+        Some(ray) => on_ray(ray, journal, current.as_ref()),
+        None => local::observe(&journal.state_id()?).map_err(Failure::new),
+    }
+}
+
+/// Looks at a Ray cluster; what one's own instances hold is none of others'.
+fn on_ray(ray: &RaySpec, journal: &Journal, current: Option<&Plan>) -> Result<Inventory, Failure> {
+    let (inventory, _) = berth_control::ray::observe(ray, &journal.state_id()?)?;
+    Ok(match current {
+        Some(current) => inventory.without(current),
+        None => inventory,
+    })
 }
 
 /// Reads the spec.
@@ -76,18 +89,28 @@ pub(crate) fn base(file: &Path) -> &Path {
 
 /// Plans a spec on this machine, beside what runs; `listen` takes the place of the spec's address.
 pub(crate) fn plan(
+    state: &Path,
     args: &PlanArgs,
     listen: Option<SocketAddr>,
     journal: &Journal,
 ) -> Result<Planned, Failure> {
     let mut spec = with_strategy(spec(&args.file)?, args.strategy.as_deref())?;
-    if !spec.cluster.nodes.is_empty() {
+    let is_ray = spec.cluster.backend == Backend::Ray;
+    if !spec.cluster.nodes.is_empty() && !is_ray {
         return Err(Failure::bad_spec(anyhow::anyhow!(
             "the machines of this spec are planned for; nothing can be started on them from here"
         ))
-        .hint("`berth plan` shows what would run on them; without [[cluster.nodes]] it is this machine"));
+        .hint(
+            "`berth plan` shows what would run on them; without [[cluster.nodes]] it is this machine, with \
+             backend = \"ray\" a Ray cluster's",
+        ));
     }
-    if let Some(one) = spec.deployments.iter().find(|one| one.engine != EngineKind::LlamaServer) {
+    let can_start = |one: &&Deployment| match one.engine {
+        EngineKind::LlamaServer => true,
+        EngineKind::Vllm => is_ray,
+        EngineKind::Ollama => false,
+    };
+    if let Some(one) = spec.deployments.iter().find(|one| !can_start(one)) {
         let text = format!(
             "{} can't be started by this version, which {} asks for",
             one.engine.as_str(),
@@ -107,16 +130,58 @@ pub(crate) fn plan(
     }
     let base = base(&args.file);
     let folder = std::path::absolute(base).map_err(Failure::new)?.to_string_lossy().into_owned();
+    if is_ray {
+        return plan_on_ray(state, args, &spec, folder, journal);
+    }
     let binaries = binaries(&spec, base)?;
     let models = models(&spec.deployments, base)?;
     let found = Found { folder, binaries, models };
     let inventory = inventory(journal)?;
     let current = journal.current()?.map(|journalled| journalled.plan);
+    refuse_to_move(current.as_ref(), None)?;
     let mut planned =
         placement::plan(&spec, &inventory, &found, current.as_ref()).map_err(Failure::bad_spec)?;
     planned.plan.strategy.clone_from(&args.strategy);
     check(&planned, &spec, &inventory)?;
     Ok(planned)
+}
+
+/// Plans a spec on the machines of its Ray cluster. Programs are where the machines have them, which isn't
+/// seen from here.
+fn plan_on_ray(
+    state: &Path,
+    args: &PlanArgs,
+    spec: &Spec,
+    folder: String,
+    journal: &Journal,
+) -> Result<Planned, Failure> {
+    let models = models(&spec.deployments, base(&args.file))?;
+    let found = Found { folder, binaries: BTreeMap::new(), models };
+    let current = journal.current()?.map(|journalled| journalled.plan);
+    refuse_to_move(current.as_ref(), Some(&spec.cluster.ray))?;
+    let inventory = on_ray(&spec.cluster.ray, journal, current.as_ref())?;
+    let calibration = calibrate::with_builtin(state)?;
+    let engine = Engine { calibration: &calibration, ..Engine::of_version(&spec.vllm_version) };
+    let mut planned = placement::plan_cluster(spec, &inventory, &found, &engine, current.as_ref())
+        .map_err(Failure::bad_spec)?;
+    planned.plan.strategy.clone_from(&args.strategy);
+    check(&planned, spec, &inventory)?;
+    Ok(planned)
+}
+
+/// What runs here under a plan can't be looked after under a plan for somewhere else.
+fn refuse_to_move(current: Option<&Plan>, ray: Option<&RaySpec>) -> Result<(), Failure> {
+    let place = |ray: Option<&RaySpec>| {
+        ray.map_or("this machine".to_owned(), |ray| format!("the Ray cluster at {}", ray.address))
+    };
+    let Some(current) = current.filter(|plan| !plan.instances.is_empty()) else { return Ok(()) };
+    let (before, now) = (place(current.ray.as_ref()), place(ray));
+    if before == now {
+        return Ok(());
+    }
+    let error =
+        anyhow::anyhow!("this state folder has a plan for {before}, and this one is for {now}");
+    Err(Failure::new(error).hint("`berth down` first, or name another folder with --state"))
 }
 
 /// A spec for machines that are planned for, with all that planning needs.
@@ -243,5 +308,8 @@ fn transformer(
 /// The plan under which nothing runs.
 pub(crate) fn nothing(journal: &Journal) -> Result<Option<Plan>, Failure> {
     let current = journal.current()?.map(|journalled| journalled.plan);
-    Ok(current.map(|current| Plan::nothing(current.gateway.clone(), Some(current.digest()))))
+    Ok(current.map(|current| Plan {
+        ray: current.ray.clone(),
+        ..Plan::nothing(current.gateway.clone(), Some(current.digest()))
+    }))
 }

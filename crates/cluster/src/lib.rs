@@ -11,3 +11,4 @@ pub mod cgroup;
 pub mod local;
 pub mod nvml;
 pub mod procfs;
+pub mod ray;

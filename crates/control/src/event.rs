@@ -33,6 +33,8 @@ pub enum EventKind {
         /// When it will be started again; never, where there is no time.
         retry_in_ms: Option<u64>,
     },
+    /// It was ready and is not; its cluster brings it up again.
+    Recovering,
     /// It goes back to its earlier configuration.
     RolledBack,
     /// It was asked to end.

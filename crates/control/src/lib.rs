@@ -2,19 +2,25 @@
 //!
 //! - [`event`]: what happens to instances
 //! - [`journal`]: plans, records and events in SQLite, written before anything is done
-//! - [`controller`]: one turn of the loop: observe, decide (in `berth-core`), act
+//! - [`controller`]: whoever has a state folder: on this machine (`local`) or on a Ray cluster ([`ray`])
+//! - `book`: the plan in force and what is known of its instances, in memory and in the journal
+//! - `lease`: one berth at a time on a cluster
 //! - [`status`]: what is planned, reported and observed, for people and programs
 //!
 //! Start with [`Controller::turn`]. Only one process acts on a state folder at a time; the others
 //! journal what they want and watch.
 
+mod book;
 pub mod clock;
 pub mod controller;
 pub mod crash;
 pub mod event;
 pub mod journal;
+mod lease;
+mod local;
 mod log_file;
 mod pulse;
+pub mod ray;
 pub mod status;
 pub mod stops;
 

@@ -80,7 +80,9 @@ pub struct InstanceStatus {
     pub node: String,
     /// What it is doing.
     pub state: InstanceState,
-    /// Its port on loopback.
+    /// The address that it listens on.
+    pub host: String,
+    /// Its port there.
     pub port: u16,
     /// Its engine's process.
     pub pid: Option<u32>,
@@ -234,6 +236,7 @@ pub(crate) fn status_of(
         model: planned.model.clone(),
         node: planned.node.clone(),
         state,
+        host: planned.host.clone(),
         port: planned.port,
         pid: running.map(|running| running.pid),
         memory: running.map(|running| running.memory),
@@ -251,6 +254,7 @@ fn leftovers(plan: Option<&Plan>, running: &[RunningInstance]) -> Vec<InstanceSt
         model: String::new(),
         node: local::node_name(),
         state: InstanceState::Stopping,
+        host: String::new(),
         port: 0,
         pid: Some(running.pid),
         memory: Some(running.memory),

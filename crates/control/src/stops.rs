@@ -1,6 +1,7 @@
 //! Stopping an instance takes steps: let its requests end, ask it to end, insist.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 
 /// Requests on an instance that is to stop may take this long to end.
 const DRAIN_LIMIT_MS: u64 = 30 * 1000;
@@ -32,9 +33,15 @@ pub(crate) enum Step {
     Wait,
 }
 
-/// How far each stop has come, by process.
-#[derive(Debug, Default)]
-pub(crate) struct Stops(HashMap<u32, Stage>);
+/// How far each stop has come, by what is stopped.
+#[derive(Debug)]
+pub(crate) struct Stops<Key>(HashMap<Key, Stage>);
+
+impl<Key> Default for Stops<Key> {
+    fn default() -> Self {
+        Self(HashMap::new())
+    }
+}
 
 #[derive(Clone, Copy, Debug)]
 enum Stage {
@@ -43,17 +50,17 @@ enum Stage {
     Killed,
 }
 
-impl Stops {
-    /// Takes the stop of a process one step further.
+impl<Key: Clone + Eq + Hash> Stops<Key> {
+    /// Takes the stop of something one step further.
     pub(crate) fn advance(
         &mut self,
-        pid: u32,
+        key: &Key,
         in_flight: u64,
         patience: Patience,
         now_ms: u64,
     ) -> Step {
         let waited = |since_ms: u64| now_ms.saturating_sub(since_ms);
-        let (stage, step) = match self.0.get(&pid).copied() {
+        let (stage, step) = match self.0.get(key).copied() {
             Some(Stage::Killed) => (Stage::Killed, Step::Wait),
             Some(_) if patience == Patience::None => (Stage::Killed, Step::Kill),
             Some(Stage::Asked { since_ms }) if waited(since_ms) > ASK_LIMIT_MS => {
@@ -69,13 +76,18 @@ impl Stops {
             Some(stage) => (stage, Step::Wait),
             None => (Stage::Draining { since_ms: now_ms }, Step::Begin),
         };
-        self.0.insert(pid, stage);
+        self.0.insert(key.clone(), stage);
         step
     }
 
-    /// Forgets the processes that are gone.
-    pub(crate) fn retain(&mut self, lives: impl Fn(u32) -> bool) {
-        self.0.retain(|pid, _| lives(*pid));
+    /// Whether it was asked to end.
+    pub(crate) fn is_asked(&self, key: &Key) -> bool {
+        matches!(self.0.get(key), Some(Stage::Asked { .. } | Stage::Killed))
+    }
+
+    /// Forgets what is gone.
+    pub(crate) fn retain(&mut self, lives: impl Fn(&Key) -> bool) {
+        self.0.retain(|key, _| lives(key));
     }
 }
 
@@ -84,9 +96,9 @@ mod tests {
     use super::*;
 
     fn check(steps: &[(u64, u64, Patience, Step)]) {
-        let mut stops = Stops::default();
+        let mut stops = Stops::<u32>::default();
         for (now_ms, in_flight, patience, expected) in steps {
-            assert_eq!(stops.advance(1, *in_flight, *patience, *now_ms), *expected, "{now_ms}");
+            assert_eq!(stops.advance(&1, *in_flight, *patience, *now_ms), *expected, "{now_ms}");
         }
     }
 

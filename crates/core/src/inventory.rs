@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
+use crate::plan::{Plan, PlannedInstance};
 use crate::spec::DeviceSelector;
 use crate::units::Bytes;
 
@@ -21,6 +22,24 @@ pub struct Inventory {
     pub notes: Vec<String>,
 }
 
+impl Inventory {
+    /// The same without what a plan's instances hold of GPUs, where all that is held was counted as others'.
+    /// It is reckoned: who holds what of a GPU is not seen from outside its machine.
+    #[must_use]
+    pub fn without(mut self, plan: &Plan) -> Self {
+        let running: BTreeSet<&InstanceId> = self.instances.iter().map(|one| &one.id).collect();
+        let runs = |one: &&PlannedInstance| running.contains(&one.id);
+        for node in &mut self.nodes {
+            for device in node.devices.iter_mut().filter(|device| device.is_gpu()) {
+                let own = plan.instances.iter().filter(runs);
+                let own: Bytes = own.map(|one| one.bytes_on(&node.name, &device.id)).sum();
+                device.used_by_others = device.used_by_others - own;
+            }
+        }
+        self
+    }
+}
+
 /// One machine.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Node {
@@ -33,6 +52,9 @@ pub struct Node {
     /// Its address, where it is known.
     #[serde(default)]
     pub address: Option<String>,
+    /// What its cluster calls it, where that is another name: Ray's id of a node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
     /// Its labels.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,

@@ -21,6 +21,7 @@
 //! - [`units`], [`digest`]: bytes as a type, names for values
 
 pub mod digest;
+pub mod emit;
 pub mod gpu;
 pub mod inventory;
 pub mod ledger;

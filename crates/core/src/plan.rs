@@ -1,12 +1,14 @@
 //! A plan is a complete value: apply has no choice left to make.
 
+use std::collections::BTreeMap;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::inventory::{DeviceId, InstanceId, RunningInstance};
 use crate::memory::Footprint;
-use crate::spec::{EngineKind, GatewaySpec};
+use crate::spec::{EngineKind, GatewaySpec, RaySpec};
 use crate::units::Bytes;
 
 /// What shall run where. Immutable; its [`Plan::digest`] names it.
@@ -18,6 +20,9 @@ pub struct Plan {
     /// The strategy that it carries out; none for the spec as it is written.
     #[serde(default)]
     pub strategy: Option<String>,
+    /// The Ray cluster that it is for; none for this machine.
+    #[serde(default)]
+    pub ray: Option<RaySpec>,
     /// The address that clients use.
     pub gateway: GatewaySpec,
     /// The instances in the order in which they start.
@@ -42,7 +47,10 @@ pub struct PlannedInstance {
     pub binary: String,
     /// All its arguments.
     pub args: Vec<String>,
-    /// The loopback port that it listens on.
+    /// The address that it listens on.
+    #[serde(default = "loopback")]
+    pub host: String,
+    /// The port that it listens on.
     pub port: u16,
     /// The node that it runs on.
     pub node: String,
@@ -86,6 +94,10 @@ impl PlannedDevice {
     }
 }
 
+fn loopback() -> String {
+    "127.0.0.1".to_owned()
+}
+
 impl PlannedInstance {
     /// The digest of what the process is started with: an instance whose digest changes restarts.
     pub fn config(&self) -> Digest {
@@ -120,6 +132,20 @@ impl PlannedInstance {
     }
 }
 
+/// What becomes of an instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Change {
+    /// It runs on as it is.
+    Stay,
+    /// It is started.
+    Start,
+    /// It is stopped and started otherwise.
+    Restart,
+    /// It is stopped.
+    Stop,
+}
+
 impl Plan {
     /// The plan's name: a digest of what shall run, and not of how it came to be nor of what was
     /// free at that moment.
@@ -129,7 +155,24 @@ impl Plan {
 
     /// The plan under which nothing runs, after `parent`.
     pub fn nothing(gateway: GatewaySpec, parent: Option<Digest>) -> Self {
-        Self { parent, strategy: None, gateway, instances: Vec::new(), devices: Vec::new() }
+        let (instances, devices) = (Vec::new(), Vec::new());
+        Self { parent, strategy: None, ray: None, gateway, instances, devices }
+    }
+
+    /// What becomes of instances when it follows another, in the order of their ids.
+    pub fn changes_from(&self, before: Option<&Self>) -> BTreeMap<InstanceId, Change> {
+        let earlier = |id: &InstanceId| before.and_then(|before| before.instance(id));
+        let of = |one: &PlannedInstance| match earlier(&one.id) {
+            None => Change::Start,
+            Some(earlier) if earlier.config() == one.config() => Change::Stay,
+            Some(_) => Change::Restart,
+        };
+        let mut changes: BTreeMap<InstanceId, Change> =
+            self.instances.iter().map(|one| (one.id.clone(), of(one))).collect();
+        for gone in before.into_iter().flat_map(|before| &before.instances) {
+            changes.entry(gone.id.clone()).or_insert(Change::Stop);
+        }
+        changes
     }
 
     /// Whether it has an instance that was seen running, as it runs.

@@ -4,6 +4,7 @@
 //! - [`binary`]: an engine's program, found
 //! - [`health`]: whether an engine is ready, asked at its own endpoint
 //! - [`llama_server`]: llama.cpp's server: its log and its ways to fail
+//! - [`serve_replica`]: what Ray Serve says of an engine that ended
 //! - [`vllm`]: vLLM's log
 //! - [`diagnosis`]: a failed start in words
 //!
@@ -13,6 +14,7 @@ pub mod binary;
 pub mod diagnosis;
 pub mod health;
 pub mod llama_server;
+pub mod serve_replica;
 pub mod source;
 pub mod vllm;
 

@@ -17,11 +17,13 @@ use crate::{lifecycle, output, prepare};
 pub(crate) fn run(state: &Path, args: &PlanArgs) -> Result<ExitCode, Failure> {
     let dir = prepare::state_dir(state)?;
     let mut journal = Journal::open(&dir.journal())?;
-    let planned = prepare::plan(args, None, &journal)?;
+    let planned = prepare::plan(state, args, None, &journal)?;
     if planned.report.verdict == PlanVerdict::Impossible {
         plan::show(&planned, args.json)?;
         return Ok(plan::exit_code(&planned));
     }
+    let before = journal.current()?.map(|journalled| journalled.plan);
+    output::talk(&output::changes(&planned.plan, before.as_ref()));
     journal.commit(&planned.plan, Some(&planned.report), now_ms())?;
     finish(&dir, &journal, args.json)
 }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use berth_control::Journal;
 use berth_core::placement::Planned;
 use berth_core::report::PlanVerdict;
-use berth_core::spec::{Spec, Strategy};
+use berth_core::spec::{Backend, Spec, Strategy};
 use berth_core::strategy::conflict::{self, Conflict};
 use berth_core::strategy::what_if::WhatIf;
 use berth_core::strategy::{Comparison, Language, StrategyVerdict, Today, compare, document};
@@ -19,7 +19,8 @@ use crate::prepare::{self, Planning};
 
 pub(crate) fn run(state: &Path, args: &ComparingArgs) -> Result<ExitCode, Failure> {
     let spec = prepare::spec(&args.plan.file)?;
-    if args.compare || !spec.cluster.nodes.is_empty() {
+    let is_looked_at = spec.cluster.nodes.is_empty() || spec.cluster.backend == Backend::Ray;
+    if args.compare || !is_looked_at {
         return on_a_cluster(state, spec, args);
     }
     if !args.what_if.is_empty() {
@@ -27,7 +28,7 @@ pub(crate) fn run(state: &Path, args: &ComparingArgs) -> Result<ExitCode, Failur
         return Err(Failure::bad_spec(error).hint("add some as [[cluster.nodes]]"));
     }
     let dir = prepare::state_dir(state)?;
-    let planned = prepare::plan(&args.plan, None, &Journal::open(&dir.journal())?)?;
+    let planned = prepare::plan(state, &args.plan, None, &Journal::open(&dir.journal())?)?;
     show(&planned, args.plan.json)?;
     Ok(exit_code(&planned))
 }

@@ -18,7 +18,7 @@ use crate::{output, prepare};
 
 pub(crate) fn run(state: &Path, args: &UpArgs) -> Result<ExitCode, Failure> {
     let dir = prepare::state_dir(state)?;
-    let planned = prepare::plan(&args.plan, args.listen, &Journal::open(&dir.journal())?)?;
+    let planned = prepare::plan(state, &args.plan, args.listen, &Journal::open(&dir.journal())?)?;
     plan::show(&planned, false)?;
     if planned.report.verdict == PlanVerdict::Impossible {
         return Ok(plan::exit_code(&planned));

@@ -32,26 +32,41 @@ fn llama_server_args(model: &Deployment) -> Vec<String> {
     args
 }
 
+/// Where an instance listens, and what it runs on.
+pub(super) struct Listen<'a> {
+    /// The address.
+    pub(super) host: &'a str,
+    /// The port.
+    pub(super) port: u16,
+    /// Whether it has GPUs; else it is kept to the host's memory.
+    pub(super) on_gpus: bool,
+}
+
 /// All arguments of an instance.
-pub(super) fn args(model: &Deployment, path: &str, port: u16) -> Vec<String> {
+pub(super) fn args(model: &Deployment, path: &str, listen: &Listen<'_>) -> Vec<String> {
+    let Listen { host, port, on_gpus } = listen;
     match model.engine {
         EngineKind::LlamaServer => {
             let port = port.to_string();
-            let own =
-                ["--model", path, "--alias", &model.model, "--host", "127.0.0.1", "--port", &port];
+            let own = ["--model", path, "--alias", &model.model, "--host", host, "--port", &port];
             // Verbosity 4 makes it log every buffer, which the ledger reads.
             let seen = ["--metrics", "--log-verbosity", "4"];
             // Pages in a browser may not talk to the engine behind the gateway's back.
             let closed = ["--no-webui", "--cors-origins", "http://127.0.0.1"];
             // Host memory is what is planned: a build that finds a GPU would use it by itself.
-            let host = ["--device", "none"];
-            let own = own.into_iter().chain(host).chain(seen).chain(closed).map(str::to_owned);
+            let device: &[&str] = if *on_gpus { &[] } else { &["--device", "none"] };
+            let own = own
+                .into_iter()
+                .chain(device.iter().copied())
+                .chain(seen)
+                .chain(closed)
+                .map(str::to_owned);
             own.chain(llama_server_args(model)).chain(model.extra_args.iter().cloned()).collect()
         }
         EngineKind::Vllm => {
             let port = port.to_string();
             let own = ["serve", path, "--served-model-name", &model.model];
-            let own = own.into_iter().chain(["--host", "127.0.0.1", "--port", &port]);
+            let own = own.into_iter().chain(["--host", host, "--port", &port]);
             let flags = model.flags.iter().flat_map(|(name, value)| vllm_words(name, value));
             let extra = model.extra_args.iter().cloned();
             own.map(str::to_owned).chain(flags).chain(extra).collect()

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::facts::{Found, LocatedModel};
 use super::greedy::{self, Assignment, Item};
-use super::{launch, relax};
+use super::launch::{self, Listen};
+use super::relax;
 use crate::inventory::{Cpu, Device, DeviceId, DeviceKind, InstanceId, Inventory, Node};
 use crate::memory::{Fit, fit};
 use crate::plan::{DeviceShare, Plan, PlannedDevice, PlannedInstance};
@@ -74,7 +75,14 @@ pub fn plan(
     let fits = reports.iter().all(ModelReport::is_complete);
     let verdict = if fits { PlanVerdict::Fits } else { PlanVerdict::Impossible };
     let parent = current.map(Plan::digest);
-    let plan = Plan { parent, strategy: None, gateway: spec.gateway.clone(), instances, devices };
+    let plan = Plan {
+        parent,
+        strategy: None,
+        ray: None,
+        gateway: spec.gateway.clone(),
+        instances,
+        devices,
+    };
     let report = PlanReport {
         verdict,
         plan_digest: plan.digest(),
@@ -188,8 +196,9 @@ fn instances(
                 args: launch::args(
                     model,
                     found.model(model).map_or("", |located| &located.path),
-                    port,
+                    &Listen { host: "127.0.0.1", port, on_gpus: false },
                 ),
+                host: "127.0.0.1".to_owned(),
                 port,
                 node: bin.node.name.clone(),
                 folder: found.folder.clone(),

@@ -19,6 +19,7 @@ fn planned(id: &str, device: &str, version: &str) -> PlannedInstance {
         engine: EngineKind::LlamaServer,
         binary: "llama-server".into(),
         args: vec![version.into()],
+        host: "127.0.0.1".into(),
         port: 1,
         node: "n".into(),
         folder: "/".into(),

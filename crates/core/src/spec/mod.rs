@@ -30,7 +30,7 @@ pub use nodes::NodeRule;
 pub use raw::{Backend, Demand, EngineKind, RawWritten as Written, Replicas};
 pub use source::{DeviceSelector, Source};
 pub(crate) use validate::PORT_RANGE;
-pub use validate::{ClusterSpec, GatewaySpec, Spec, Strategy};
+pub use validate::{ClusterSpec, GatewaySpec, RaySpec, Spec, Strategy};
 
 /// The JSON schema of the file, for editors; a test keeps `berth.schema.json` equal to it.
 pub fn json_schema() -> serde_json::Value {

@@ -113,7 +113,10 @@ impl NodeRule {
             Self::Any => true,
             Self::Named(operand) => {
                 let is_one = operand.values.contains(&node.name)
-                    || node.address.as_ref().is_some_and(|at| operand.values.contains(at));
+                    || [&node.address, &node.id]
+                        .into_iter()
+                        .flatten()
+                        .any(|at| operand.values.contains(at));
                 is_one != operand.is_negated
             }
             Self::Labelled(labels) => labels

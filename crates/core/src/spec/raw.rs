@@ -73,7 +73,8 @@ pub struct RawWritten {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RawCluster {
-    /// Who starts the engines: `local` starts them as child processes on this machine.
+    /// Who starts the engines: `local` starts them as child processes on this machine, `ray` as
+    /// applications of Ray Serve on a cluster's.
     #[serde(default)]
     pub backend: Backend,
     /// Host memory that models may take together. Without it: what is free.
@@ -85,9 +86,25 @@ pub struct RawCluster {
     /// Engines listen on loopback ports from this one upwards. Default: 18100.
     #[schemars(with = "Option<u16>")]
     pub first_port: Option<Spanned<u16>>,
-    /// Machines that are planned for without looking at them. Without any: this machine.
+    /// Machines that are planned for without looking at them. Without any: this machine. With `ray` they
+    /// say of its machines, by name or address, what Ray itself can't tell: the kind of their GPUs.
     #[serde(default)]
     pub nodes: Vec<RawNodes>,
+    /// Where the Ray cluster is.
+    pub ray: Option<RawRay>,
+}
+
+/// A Ray cluster.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawRay {
+    /// Its dashboard. Default: http://127.0.0.1:8265.
+    #[schemars(with = "Option<String>")]
+    pub address: Option<Spanned<String>>,
+    /// A file with its token. Without it: `RAY_AUTH_TOKEN`, if that is set.
+    pub token_file: Option<String>,
+    /// The label whose value is a node's name. Without it: the host's name.
+    pub name_label: Option<String>,
 }
 
 /// Machines that are alike.
@@ -182,6 +199,8 @@ pub enum Backend {
     /// Child processes on this machine.
     #[default]
     Local,
+    /// Ray Serve on the machines of a Ray cluster.
+    Ray,
 }
 
 /// The one address in front of all models.

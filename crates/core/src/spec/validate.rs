@@ -9,7 +9,7 @@ use toml::Spanned;
 use super::deployment::{Deployment, Running};
 use super::error::Problems;
 use super::raw::{
-    Backend, EngineKind, RawCluster, RawEngine, RawGateway, RawModel, RawNodeRule, RawSpec,
+    Backend, EngineKind, RawCluster, RawEngine, RawGateway, RawModel, RawNodeRule, RawRay, RawSpec,
     RawStrategy, RawWritten as Written,
 };
 use super::{NodeRule, SpecError, deployment, nodes, overlay};
@@ -19,6 +19,7 @@ use crate::units::Bytes;
 
 const DEFAULT_LISTEN: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8080);
+const DEFAULT_RAY: &str = "http://127.0.0.1:8265";
 const DEFAULT_FIRST_PORT: u16 = 18_100;
 const DEFAULT_MAX_BODY: Bytes = Bytes::mib(32);
 /// Ports that may be tried from `first_port` upwards.
@@ -59,6 +60,21 @@ pub struct ClusterSpec {
     pub first_port: u16,
     /// Machines that are planned for without looking at them; empty means this machine.
     pub nodes: Vec<Node>,
+    /// The Ray cluster, with the backend of that name.
+    pub ray: RaySpec,
+}
+
+/// A Ray cluster.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RaySpec {
+    /// Its dashboard.
+    pub address: String,
+    /// A file with its token.
+    pub token_file: Option<String>,
+    /// The label whose value is a node's name.
+    pub name_label: Option<String>,
+    /// What is said of its nodes where Ray can't tell.
+    pub written: Vec<Node>,
 }
 
 /// The one address in front of all models.
@@ -206,13 +222,35 @@ fn cluster(raw: RawCluster, problems: &mut Problems<'_>) -> ClusterSpec {
         }
         port.into_inner()
     });
+    let nodes = nodes::planned(raw.nodes, problems);
     ClusterSpec {
         backend: raw.backend,
         host_budget: raw.host_budget,
         headroom: raw.headroom,
         first_port,
-        nodes: nodes::planned(raw.nodes, problems),
+        ray: RaySpec {
+            written: if raw.backend == Backend::Ray { nodes.clone() } else { Vec::new() },
+            ..ray(raw.ray.unwrap_or_default(), problems)
+        },
+        nodes,
     }
+}
+
+fn ray(raw: RawRay, problems: &mut Problems<'_>) -> RaySpec {
+    let address = raw.address.map_or(DEFAULT_RAY.to_owned(), |address| {
+        let text = address.get_ref();
+        if !["http://", "https://"].iter().any(|scheme| text.starts_with(scheme)) {
+            let hint = "write \"http://10.0.0.1:8265\": the dashboard of the head";
+            problems.add_with_hint(address.span(), format!("`{text}` is no address"), hint);
+        }
+        // A name and a password in an address end up in logs.
+        if text.contains('@') {
+            let hint = "name a file in token_file";
+            problems.add_with_hint(address.span(), "a secret doesn't belong in an address", hint);
+        }
+        address.into_inner()
+    });
+    RaySpec { address, token_file: raw.token_file, name_label: raw.name_label, written: Vec::new() }
 }
 
 fn gateway(raw: RawGateway, problems: &mut Problems<'_>) -> GatewaySpec {

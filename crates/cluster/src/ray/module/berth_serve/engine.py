@@ -1,0 +1,103 @@
+"""A replica: one engine, for as long as the replica lives."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import aiohttp
+import ray
+from starlette.requests import Request
+from starlette.responses import StreamingResponse
+
+# What belongs to one connection and not to the next.
+HOP_BY_HOP = {"connection", "content-length", "host", "keep-alive", "transfer-encoding", "upgrade"}
+
+
+class Engine:
+    """Comes up once the engine is ready; is unwell as soon as the engine is."""
+
+    def __init__(self, args: dict):
+        self.address = f"http://{args['host']}:{args['port']}"
+        self.session = None
+        self.ended = None
+        self.ready = threading.Event()
+        log = log_file(args["instance"])
+        order = dict(args, log=str(log))
+        supervisor = Path(__file__).with_name("supervisor.py")
+        # The supervisor lives until its standard input ends, and so does the engine: however the
+        # replica ends, nothing of it stays on the GPUs.
+        self.supervisor = subprocess.Popen(
+            [sys.executable, "-E", str(supervisor)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self.supervisor.stdin.write(json.dumps(order) + "\n")
+        self.supervisor.stdin.flush()
+        threading.Thread(target=self._listen, daemon=True).start()
+        self.ready.wait()
+        if self.ended is not None:
+            raise RuntimeError(f"BERTH-ENDED {json.dumps(self.ended)}")
+
+    def _listen(self):
+        for line in self.supervisor.stdout:
+            event = json.loads(line)
+            print(f"berth: {line.strip()}", flush=True)
+            if event["event"] == "ended":
+                self.ended = event
+            if event["event"] in ("ready", "ended"):
+                self.ready.set()
+        if self.ended is None:
+            self.ended = {"event": "ended", "why": "the supervisor ended", "log": []}
+        self.ready.set()
+
+    async def check_health(self):
+        if self.ended is not None:
+            raise RuntimeError(f"BERTH-ENDED {json.dumps(self.ended)}")
+        async with self._session().get(f"{self.address}/health") as answer:
+            if answer.status != 200:
+                raise RuntimeError(f"the engine's health endpoint answers {answer.status}")
+
+    def _session(self) -> aiohttp.ClientSession:
+        if self.session is None:
+            unlimited = aiohttp.ClientTimeout(total=None, sock_connect=10)
+            connector = aiohttp.TCPConnector(limit=0)
+            self.session = aiohttp.ClientSession(timeout=unlimited, connector=connector)
+        return self.session
+
+    async def __call__(self, request: Request):
+        """Passes a request on, for those who come through Ray's proxy."""
+        path = request.url.path.removeprefix(request.scope.get("root_path", ""))
+        headers = [(k, v) for k, v in request.headers.items() if k.lower() not in HOP_BY_HOP]
+        answer = await self._session().request(
+            request.method,
+            f"{self.address}{path}",
+            params=request.query_params,
+            headers=headers,
+            data=await request.body(),
+        )
+        passed = {k: v for k, v in answer.headers.items() if k.lower() not in HOP_BY_HOP}
+
+        async def chunks():
+            async with answer:
+                async for chunk in answer.content.iter_any():
+                    yield chunk
+
+        return StreamingResponse(chunks(), status_code=answer.status, headers=passed)
+
+    def __del__(self):
+        if supervisor := getattr(self, "supervisor", None):
+            supervisor.stdin.close()
+            supervisor.wait()
+
+
+def log_file(instance: str) -> Path:
+    """Among Ray's own logs, where its dashboard shows it."""
+    session = Path(ray._private.worker._global_node.get_session_dir_path())
+    folder = session / "logs" / "berth"
+    folder.mkdir(exist_ok=True)
+    return folder / f"{instance}-{os.getpid()}.log"

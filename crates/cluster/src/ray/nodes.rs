@@ -1,0 +1,197 @@
+//! What machines and GPUs a Ray cluster has.
+//!
+//! Labels and names are read from the state API (`/api/v0/nodes`), which has them as they are; what GPUs
+//! hold from the dashboard's reporter (`/nodes?view=summary`), which rewrites labels.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use berth_core::gpu::GpuKind;
+use berth_core::inventory::{Cpu, Device, DeviceId, DeviceKind, Inventory, Node};
+use berth_core::units::Bytes;
+use serde_json::Value;
+
+use super::client::{Ray, RayError, strange};
+
+const NODES: &str = "/api/v0/nodes?detail=true&limit=10000";
+const SUMMARY: &str = "/nodes?view=summary";
+/// Ray's own name for the kind of a node's GPUs.
+const ACCELERATOR: &str = "ray.io/accelerator-type";
+
+/// How nodes are named and what is said of them where Ray can't tell.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Naming<'a> {
+    /// The label whose value is a node's name.
+    pub label: Option<&'a str>,
+    /// Nodes as somebody wrote them down: for kinds of GPU that Ray doesn't know.
+    pub written: &'a [Node],
+}
+
+/// Looks at the cluster.
+///
+/// # Errors
+/// Where its nodes can't be read. What their GPUs hold may be missing: that is in the notes.
+pub fn observe(ray: &Ray, naming: Naming<'_>) -> Result<Inventory, RayError> {
+    let nodes = ray.get(NODES)?;
+    let summary = ray.get(SUMMARY);
+    let (summary, note) = match summary {
+        Ok(summary) => (summary, None),
+        Err(error) => (Value::Null, Some(format!("what GPUs hold is not known: {error}"))),
+    };
+    let mut inventory = inventory(&nodes, &summary, naming)?;
+    inventory.notes.extend(note);
+    Ok(inventory)
+}
+
+/// What both answers come to; dead nodes are left out.
+///
+/// # Errors
+/// Where the first is none of Ray's.
+pub fn inventory(
+    nodes: &Value,
+    summary: &Value,
+    naming: Naming<'_>,
+) -> Result<Inventory, RayError> {
+    let result = &nodes["data"]["result"];
+    let listed = result["result"].as_array().ok_or_else(|| strange(NODES, "there is no list"))?;
+    let alive: Vec<&Value> = listed.iter().filter(|node| node["state"] == "ALIVE").collect();
+    let reported: BTreeMap<&str, &Value> = summary["data"]["summary"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|node| Some((node["raylet"]["nodeId"].as_str()?, node)))
+        .collect();
+    let names = Names::new(&alive, &reported, naming);
+    let mut inventory = Inventory::default();
+    let total = result["total"].as_u64().unwrap_or(0);
+    if total > listed.len() as u64 {
+        let listed = listed.len();
+        inventory.notes.push(format!("Ray lists {listed} of its {total} nodes"));
+    }
+    let warning = result["partial_failure_warning"].as_str().filter(|text| !text.is_empty());
+    inventory.notes.extend(warning.map(|text| format!("Ray says of its nodes: {text}")));
+    for node in alive {
+        let id = node["node_id"].as_str().unwrap_or_default();
+        let found = Node {
+            name: names.of(node),
+            id: Some(id.to_owned()),
+            address: node["node_ip"].as_str().map(str::to_owned),
+            labels: labels(node),
+            ..Node::default()
+        };
+        let written = naming.written.iter().find(|one| {
+            one.name == found.name || one.address.is_some() && one.address == found.address
+        });
+        let report = reported.get(id).copied().unwrap_or(&Value::Null);
+        let devices = devices(node, report, &found, written, &mut inventory.notes);
+        inventory.nodes.push(Node { devices, ..found });
+    }
+    inventory.nodes.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(inventory)
+}
+
+fn labels(node: &Value) -> BTreeMap<String, String> {
+    let labels = node["labels"].as_object().into_iter().flatten();
+    labels.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect()
+}
+
+/// The names of nodes: a label's value, else the host's name, else the address; whichever tells all nodes
+/// apart.
+struct Names<'a> {
+    label: Option<&'a str>,
+    hosts: BTreeMap<&'a str, &'a str>,
+}
+
+impl<'a> Names<'a> {
+    fn new(
+        alive: &[&'a Value],
+        reported: &BTreeMap<&'a str, &'a Value>,
+        naming: Naming<'a>,
+    ) -> Self {
+        let id = |node: &&'a Value| node["node_id"].as_str();
+        let host = |id: &'a str| Some((id, reported.get(id)?["hostname"].as_str()?));
+        let hosts: BTreeMap<&str, &str> = alive.iter().filter_map(id).filter_map(host).collect();
+        let distinct: BTreeSet<&&str> = hosts.values().collect();
+        let is_telling = distinct.len() == alive.len();
+        Self { label: naming.label, hosts: if is_telling { hosts } else { BTreeMap::new() } }
+    }
+
+    fn of(&self, node: &Value) -> String {
+        let label = self.label.and_then(|label| node["labels"][label].as_str());
+        let id = node["node_id"].as_str().unwrap_or_default();
+        let host = self.hosts.get(id).copied();
+        label.or(host).or(node["node_ip"].as_str()).unwrap_or(id).to_owned()
+    }
+}
+
+/// A node's GPUs: as the reporter sees them, or as many as Ray counts, of the kind that somebody says.
+fn devices(
+    node: &Value,
+    report: &Value,
+    found: &Node,
+    written: Option<&Node>,
+    notes: &mut Vec<String>,
+) -> Vec<Device> {
+    let host = written.into_iter().flat_map(|node| &node.devices).filter(|one| !one.is_gpu());
+    let host: Vec<Device> = host.cloned().collect();
+    let seen: Vec<Device> =
+        report["gpus"].as_array().into_iter().flatten().filter_map(seen).collect();
+    let counted = node["resources_total"]["GPU"].as_f64().unwrap_or(0.0) as u32;
+    if !seen.is_empty() {
+        if seen.len() as u32 != counted {
+            let seen = seen.len();
+            notes.push(format!("{} has {seen} GPUs, and Ray counts {counted}", found.name));
+        }
+        return host.into_iter().chain(seen).collect();
+    }
+    if counted == 0 {
+        return host;
+    }
+    let said = found.labels.get(ACCELERATOR).map(String::as_str);
+    let resources = node["resources_total"].as_object().into_iter().flatten();
+    let mut accelerators = resources.filter_map(|(key, _)| key.strip_prefix("accelerator_type:"));
+    let kind = said.or_else(|| accelerators.next()).and_then(GpuKind::find);
+    let written = written.into_iter().flat_map(|node| &node.devices).filter(|one| one.is_gpu());
+    let written: Vec<Device> = written.take(counted as usize).cloned().collect();
+    let devices = match kind {
+        Some(kind) => (0..counted).map(|index| of_kind(kind, index)).collect(),
+        None => written,
+    };
+    let name = &found.name;
+    match devices.is_empty() {
+        true => notes.push(format!(
+            "of {name}'s {counted} GPUs neither kind nor memory is known, so nothing is put on them: add \
+             {name} to [[cluster.nodes]] with gpu = \"...\""
+        )),
+        false => notes.push(format!("what {name}'s GPUs hold is not known: Ray's reporter sees none")),
+    }
+    host.into_iter().chain(devices).collect()
+}
+
+fn of_kind(kind: &GpuKind, index: u32) -> Device {
+    let (id, name) = (DeviceId(format!("gpu:{index}")), kind.name.clone());
+    let kind_of = DeviceKind::Gpu { index, name };
+    let (total, used_by_others) = (kind.cuda_total(), Bytes::ZERO);
+    Device { id, kind: kind_of, total, used_by_others, cpu: Cpu::default() }
+}
+
+/// A GPU as the reporter has it: memory in MiB, as NVML counts.
+fn seen(gpu: &Value) -> Option<Device> {
+    // The dashboard writes names its own way.
+    let of = |snake: &str, camel: &str| {
+        let value = &gpu[camel];
+        if value.is_null() { gpu[snake].clone() } else { value.clone() }
+    };
+    let index = u32::try_from(gpu["index"].as_u64()?).ok()?;
+    let name = gpu["name"].as_str()?.to_owned();
+    let mib = |value: Value| value.as_f64().map(|mib| Bytes((mib * 1_048_576.0) as u64));
+    let total = mib(of("memory_total", "memoryTotal"))?;
+    let used = mib(of("memory_used", "memoryUsed")).unwrap_or_default();
+    let id = gpu["uuid"].as_str().map_or_else(|| format!("gpu:{index}"), str::to_owned);
+    Some(Device {
+        id: DeviceId(id),
+        kind: DeviceKind::Gpu { index, name },
+        total,
+        used_by_others: used,
+        cpu: Cpu::default(),
+    })
+}

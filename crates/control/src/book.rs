@@ -1,0 +1,163 @@
+//! What the journal says of the plan in force, in memory: read anew when another plan comes into force,
+//! written to the journal before anything is done.
+
+use std::collections::BTreeMap;
+
+use berth_core::inventory::InstanceId;
+use berth_core::plan::{Plan, PlannedInstance};
+use berth_core::reconcile::{self, Phase, Record};
+use berth_core::spec::GatewaySpec;
+use berth_engines::Diagnosis;
+use tokio::sync::mpsc;
+
+use crate::clock::now_ms;
+use crate::crash;
+use crate::event::{Event, EventKind};
+use crate::journal::{InstanceEntry, Journal, JournalError, JournalledPlan};
+
+/// The plan in force, and what is known of its instances.
+pub(crate) struct Book {
+    pub(crate) journal: Journal,
+    events: mpsc::UnboundedSender<Event>,
+    /// What the journal says, as of plan number `seq`.
+    current: Option<JournalledPlan>,
+    rollbacks: BTreeMap<InstanceId, PlannedInstance>,
+    entries: BTreeMap<InstanceId, InstanceEntry>,
+}
+
+impl Book {
+    pub(crate) fn new(journal: Journal, events: mpsc::UnboundedSender<Event>) -> Self {
+        let (rollbacks, entries) = (BTreeMap::new(), BTreeMap::new());
+        Self { journal, events, current: None, rollbacks, entries }
+    }
+
+    /// Reads the plan anew where another one came into force.
+    pub(crate) fn reload(&mut self, must: bool) -> Result<(), JournalError> {
+        let seq = self.journal.current_seq()?;
+        if self.current.as_ref().map(|current| current.seq) != seq || must {
+            self.current = self.journal.current()?;
+            self.rollbacks = self.journal.rollbacks()?;
+            self.entries = self.journal.instances()?;
+        }
+        Ok(())
+    }
+
+    /// The plan in force, with what went back.
+    pub(crate) fn effective_plan(&self) -> Plan {
+        match &self.current {
+            Some(current) => reconcile::with_rollbacks(&current.plan, &self.rollbacks),
+            None => Plan::nothing(GatewaySpec::default(), None),
+        }
+    }
+
+    pub(crate) fn records(&self) -> BTreeMap<InstanceId, Record> {
+        self.entries.iter().map(|(id, entry)| (id.clone(), entry.record.clone())).collect()
+    }
+
+    pub(crate) fn entry(&self, id: &InstanceId) -> Option<&InstanceEntry> {
+        self.entries.get(id)
+    }
+
+    /// What is recorded of an instance as it is planned.
+    pub(crate) fn record(&self, planned: &PlannedInstance) -> Option<&Record> {
+        let record = self.entries.get(&planned.id).map(|entry| &entry.record);
+        record.filter(|record| record.config == planned.config())
+    }
+
+    /// Where an instance as it is planned is in its life.
+    pub(crate) fn phase(&self, planned: &PlannedInstance) -> Option<Phase> {
+        self.record(planned).map(|record| record.phase)
+    }
+
+    pub(crate) fn is_rolled_back(&self, id: &InstanceId) -> bool {
+        self.rollbacks.contains_key(id)
+    }
+
+    /// Instances that something is recorded of and that a plan doesn't have.
+    pub(crate) fn unwanted(&self, plan: &Plan) -> Vec<InstanceId> {
+        let ids = self.entries.keys();
+        ids.filter(|id| plan.instance(id).is_none()).cloned().collect()
+    }
+
+    /// Notes that an instance is starting; why it failed before stays in sight.
+    pub(crate) fn set_starting(&mut self, planned: &PlannedInstance) -> Result<(), JournalError> {
+        let before = self.entries.get(&planned.id);
+        let record = before.map(|entry| &entry.record);
+        let record = Record::starting(planned.config(), record, now_ms());
+        let diagnosis = before.and_then(|entry| entry.diagnosis.clone());
+        self.set(&planned.id, InstanceEntry::new(record, diagnosis))
+    }
+
+    pub(crate) fn set(
+        &mut self,
+        id: &InstanceId,
+        entry: InstanceEntry,
+    ) -> Result<(), JournalError> {
+        crash::point();
+        let Some(seq) = self.current.as_ref().map(|current| current.seq) else { return Ok(()) };
+        if self.journal.set_instance(seq, id, &entry)? {
+            self.entries.insert(id.clone(), entry);
+        } else {
+            // Another plan is in force: the next turn reads it.
+            self.current = None;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn forget(&mut self, id: &InstanceId) -> Result<(), JournalError> {
+        self.entries.remove(id);
+        self.journal.forget_instance(id)
+    }
+
+    /// Notes a failure. What would fail again in the same way is given up, but not an engine that
+    /// has been ready: it is started again.
+    pub(crate) fn fail(
+        &mut self,
+        planned: &PlannedInstance,
+        diagnosis: Diagnosis,
+    ) -> Result<(), JournalError> {
+        let Some(record) = self.record(planned) else { return Ok(()) };
+        let now = now_ms();
+        let record = record.failed(diagnosis.cause.is_permanent() && !record.was_ready, now);
+        let retry_in_ms = match record.phase {
+            Phase::Backoff { until_ms } => Some(until_ms.saturating_sub(now)),
+            _ => None,
+        };
+        self.set(&planned.id, InstanceEntry::new(record, Some(diagnosis.clone())))?;
+        self.emit(&planned.id, EventKind::Failed { diagnosis, retry_in_ms })
+    }
+
+    /// An instance that can't start as planned goes back to what it was when it was last ready,
+    /// where that still fits beside the others.
+    pub(crate) fn roll_back(&mut self, plan: &Plan) -> Result<(), JournalError> {
+        let Some(seq) = self.current.as_ref().map(|current| current.seq) else { return Ok(()) };
+        for planned in &plan.instances {
+            let gave_up = |record: &Record| record.phase == Phase::Failed && !record.was_ready;
+            let id = &planned.id;
+            if !self.record(planned).is_some_and(gave_up) || self.rollbacks.contains_key(id) {
+                continue;
+            }
+            let proven = self.journal.proven(id)?;
+            let Some(earlier) = proven.filter(|proven| proven.config() != planned.config()) else {
+                continue;
+            };
+            let change = BTreeMap::from([(id.clone(), earlier.clone())]);
+            if reconcile::keeps_budgets(&reconcile::with_rollbacks(plan, &change)) {
+                crash::point();
+                self.journal.set_rollback(seq, &earlier)?;
+                self.rollbacks.insert(id.clone(), earlier);
+                self.emit(id, EventKind::RolledBack)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn emit(&self, instance: &InstanceId, kind: EventKind) -> Result<(), JournalError> {
+        crash::point();
+        let text = serde_json::to_string(&kind).unwrap_or_default();
+        self.journal.note(instance, &text, now_ms())?;
+        // Nobody may be listening; the journal has it.
+        drop(self.events.send(Event { instance: instance.clone(), kind }));
+        Ok(())
+    }
+}

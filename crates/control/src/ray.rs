@@ -1,0 +1,472 @@
+//! One turn of the loop on a Ray cluster: read what Serve runs, note what changed, decide, put what shall
+//! run.
+//!
+//! Each instance is an application of its own. Serve starts it, looks after it and starts it again; this
+//! decides which there are, one start at a time on a GPU, and knows when to give one up.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+
+use berth_cluster::ray::nodes::{self, Naming};
+use berth_cluster::ray::serve::{self, AppStatus, Application, Serving};
+use berth_cluster::ray::{Ray, RayError, package, token};
+use berth_core::Digest;
+use berth_core::emit::ray as emit;
+use berth_core::inventory::{InstanceId, Inventory, ProcessMemory, RunningInstance};
+use berth_core::plan::{Plan, PlannedInstance};
+use berth_core::reconcile::{self, Action, Phase};
+use berth_core::spec::RaySpec;
+use berth_engines::{Cause, Diagnosis, serve_replica};
+use serde_json::Value;
+
+use crate::book::Book;
+use crate::clock::now_ms;
+use crate::controller::{ControllerError, InFlight, Turn};
+use crate::crash;
+use crate::event::EventKind;
+use crate::journal::{InstanceEntry, Journal};
+use crate::lease;
+use crate::status::status_of;
+use crate::stops::{Patience, Step, Stops};
+
+/// A replica that Ray has found no place for after this long gets none.
+const PLACE_LIMIT_MS: u64 = 60 * 1000;
+/// An engine that isn't ready after this long is stopped: beyond the module's own limit.
+const START_LIMIT_MS: u64 = 16 * 60 * 1000;
+/// Nodes are looked at this often; what Serve runs at every turn.
+const NODES_EVERY_MS: u64 = 5 * 1000;
+
+/// The one actor on a state folder, with engines as applications of Ray Serve.
+pub struct RayController {
+    ray: Ray,
+    spec: RaySpec,
+    book: Book,
+    state_id: String,
+    in_flight: InFlight,
+    inventory: Inventory,
+    looked_at_ms: u64,
+    serving: Serving,
+    /// What Ray said when it could last not be asked.
+    trouble: Option<String>,
+    stops: Stops<InstanceId>,
+    patience: Patience,
+    is_first_turn: bool,
+    /// Held until the end.
+    _lock: File,
+}
+
+/// Looks at a cluster: its nodes, and which of one's own instances Serve has.
+///
+/// # Errors
+/// Where Ray can't be asked.
+pub fn observe(spec: &RaySpec, state_id: &str) -> Result<(Inventory, Serving), RayError> {
+    let ray = Ray::new(&spec.address, token::read(spec)?);
+    let serving = serve::read(&ray)?;
+    let mut inventory = nodes::observe(&ray, naming(spec))?;
+    inventory.instances = running(&serving, state_id);
+    Ok((inventory, serving))
+}
+
+fn naming(spec: &RaySpec) -> Naming<'_> {
+    Naming { label: spec.name_label.as_deref(), written: &spec.written }
+}
+
+/// One's own applications that Serve has not given up, as instances.
+fn running(serving: &Serving, state_id: &str) -> Vec<RunningInstance> {
+    let instance = |app: &Application| {
+        let (owner, id, config) = emit::identity(app.config.as_ref()?)?;
+        let config = match app.status {
+            AppStatus::DeployFailed => return None,
+            AppStatus::Deleting => going(),
+            _ => config,
+        };
+        let pid = app.replicas.iter().find_map(|replica| replica.pid);
+        (owner == state_id).then(|| RunningInstance {
+            id,
+            config,
+            pid: pid.unwrap_or(0),
+            pids: pid.into_iter().collect(),
+            group: 0,
+            started_ticks: 0,
+            memory: ProcessMemory::default(),
+        })
+    };
+    serving.applications.values().filter_map(instance).collect()
+}
+
+/// The configuration of what is on its way out: nobody wants it.
+fn going() -> Digest {
+    Digest::from_hex("going")
+}
+
+impl RayController {
+    pub(crate) fn new(
+        spec: &RaySpec,
+        book: Book,
+        lock: File,
+        in_flight: InFlight,
+    ) -> Result<Self, ControllerError> {
+        Ok(Self {
+            ray: Ray::new(&spec.address, token::read(spec)?),
+            spec: spec.clone(),
+            state_id: book.journal.state_id()?,
+            book,
+            in_flight,
+            inventory: Inventory::default(),
+            looked_at_ms: 0,
+            serving: Serving::default(),
+            trouble: None,
+            stops: Stops::default(),
+            patience: Patience::Drain,
+            is_first_turn: true,
+            _lock: lock,
+        })
+    }
+
+    pub(crate) fn journal_mut(&mut self) -> &mut Journal {
+        &mut self.book.journal
+    }
+
+    pub(crate) fn set_patience(&mut self, patience: Patience) {
+        self.patience = patience;
+    }
+
+    pub(crate) async fn turn(&mut self) -> Result<Turn, ControllerError> {
+        self.book.reload(self.is_first_turn)?;
+        if !self.look().await? {
+            // The engines serve on without the dashboard; nothing is decided on what is not seen.
+            let plan = self.book.effective_plan();
+            return Ok(self.outcome(&plan, false));
+        }
+        lease::check(&self.serving, &self.state_id, now_ms())?;
+        let plan = self.book.effective_plan();
+        let running = running(&self.serving, &self.state_id);
+        if std::mem::take(&mut self.is_first_turn) {
+            self.recover(&plan, &running)?;
+        }
+        self.note(&plan, &running)?;
+        self.book.roll_back(&plan)?;
+        let plan = self.book.effective_plan();
+        let stays = self.decide(&plan, &running)?;
+        let is_put = self.put(&plan, &stays).await?;
+        let records = self.book.records();
+        let is_settled = !is_put && reconcile::is_settled(&plan, &running, &records);
+        Ok(self.outcome(&plan, is_settled))
+    }
+
+    /// Reads what Serve runs, and from time to time the nodes. False where Ray can't be asked just now.
+    async fn look(&mut self) -> Result<bool, ControllerError> {
+        let (ray, spec) = (self.ray.clone(), self.spec.clone());
+        let looks_at_nodes = now_ms().saturating_sub(self.looked_at_ms) > NODES_EVERY_MS;
+        let looked = blocking(move || {
+            let serving = serve::read(&ray)?;
+            let inventory = looks_at_nodes.then(|| nodes::observe(&ray, naming(&spec)));
+            Ok((serving, inventory.transpose()?))
+        });
+        match looked.await {
+            Ok((serving, inventory)) => {
+                self.serving = serving;
+                if let Some(inventory) = inventory {
+                    (self.inventory, self.looked_at_ms) = (inventory, now_ms());
+                }
+                self.trouble = None;
+                Ok(true)
+            }
+            Err(error) if error.is_passing() && !self.is_first_turn => {
+                if self.trouble.is_none() {
+                    tracing::warn!(%error, "what runs goes on; nothing is changed until Ray answers");
+                }
+                self.trouble = Some(error.to_string());
+                Ok(false)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// What runs is adopted; what was being started and is not there is simply started again.
+    fn recover(&mut self, plan: &Plan, running: &[RunningInstance]) -> Result<(), ControllerError> {
+        for planned in &plan.instances {
+            let runs = planned.find_in(running).is_some();
+            match self.book.phase(planned) {
+                Some(_) if runs => self.book.emit(&planned.id, EventKind::Adopted)?,
+                Some(Phase::Starting) => self.book.forget(&planned.id)?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn application(&self, id: &InstanceId) -> Option<&Application> {
+        self.serving.applications.get(&emit::name(id))
+    }
+
+    /// Notes what became of every instance since the last turn.
+    fn note(&mut self, plan: &Plan, running: &[RunningInstance]) -> Result<(), ControllerError> {
+        for planned in &plan.instances {
+            let app = self.application(&planned.id).cloned();
+            let is_own = |app: &Application| {
+                let config = app.config.as_ref().and_then(emit::identity);
+                config.is_some_and(|(owner, _, config)| {
+                    owner == self.state_id && config == planned.config()
+                })
+            };
+            let app = app.filter(is_own).filter(|app| app.status != AppStatus::Deleting);
+            match (self.book.phase(planned), app) {
+                (Some(Phase::Starting), Some(app)) => self.note_starting(planned, &app)?,
+                (Some(Phase::Ready), Some(app)) if !is_up(&app) => {
+                    self.book.emit(&planned.id, EventKind::Recovering)?;
+                    self.book.set_starting(planned)?;
+                }
+                (Some(Phase::Ready), None) => self.book.fail(planned, taken_away())?,
+                (Some(Phase::Starting), None) => {
+                    let since_ms = self.book.record(planned).map_or(0, |record| record.since_ms);
+                    if now_ms().saturating_sub(since_ms) > PLACE_LIMIT_MS {
+                        let diagnosis = self.no_place(planned, "");
+                        self.book.fail(planned, diagnosis)?;
+                    }
+                }
+                (None | Some(Phase::Backoff { .. }), Some(app))
+                    if app.status != AppStatus::DeployFailed =>
+                {
+                    self.book.emit(&planned.id, EventKind::Adopted)?;
+                    self.book.set_starting(planned)?;
+                }
+                _ => {}
+            }
+        }
+        self.stops.retain(|id| running.iter().any(|running| running.id == *id));
+        for id in self.book.unwanted(plan) {
+            if !running.iter().any(|running| running.id == id) {
+                self.book.forget(&id)?;
+                self.book.emit(&id, EventKind::Stopped)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn note_starting(
+        &mut self,
+        planned: &PlannedInstance,
+        app: &Application,
+    ) -> Result<(), ControllerError> {
+        let Some(entry) = self.book.entry(&planned.id).cloned() else { return Ok(()) };
+        let waited = now_ms().saturating_sub(entry.record.since_ms);
+        let has_place = app.replicas.iter().any(|replica| replica.node_id.is_some());
+        if is_up(app) {
+            let rolled_back = self.book.is_rolled_back(&planned.id);
+            let entry = InstanceEntry {
+                record: entry.record.ready(now_ms()),
+                diagnosis: entry.diagnosis.filter(|_| rolled_back),
+                ..entry
+            };
+            self.book.set(&planned.id, entry)?;
+            self.book.journal.set_proven(planned)?;
+            self.book.emit(&planned.id, EventKind::Ready { after_ms: waited })?;
+        } else if app.status == AppStatus::DeployFailed {
+            self.book.fail(planned, serve_replica::diagnose(planned.engine, &app.message))?;
+        } else if !has_place && waited > PLACE_LIMIT_MS {
+            let diagnosis = self.no_place(planned, &app.message);
+            self.book.fail(planned, diagnosis)?;
+        } else if waited > START_LIMIT_MS {
+            self.book.fail(planned, serve_replica::diagnose(planned.engine, &app.message))?;
+        }
+        Ok(())
+    }
+
+    /// Ray shows a replica without a place as on its way for ever: what it lacks is found by looking.
+    fn no_place(&self, planned: &PlannedInstance, message: &str) -> Diagnosis {
+        let node = self.inventory.nodes.iter().find(|node| node.name == planned.node);
+        let (message, hint) = match node {
+            None => (
+                format!("{} is not in the cluster", planned.node),
+                format!(
+                    "bring {} back, or apply again: the plan then does without it",
+                    planned.node
+                ),
+            ),
+            Some(_) => (
+                format!(
+                    "Ray finds no room for {} GPUs on {}: {}",
+                    planned.shares.len(),
+                    planned.node,
+                    message.lines().last().unwrap_or_default()
+                ),
+                format!("`berth doctor` shows who else holds GPUs of {}", planned.node),
+            ),
+        };
+        Diagnosis { cause: Cause::CannotStart, message, hint, evidence: None }
+    }
+
+    /// Instances whose applications shall be there after this turn.
+    fn decide(
+        &mut self,
+        plan: &Plan,
+        running: &[RunningInstance],
+    ) -> Result<BTreeSet<InstanceId>, ControllerError> {
+        let is_failing = |id: &InstanceId| {
+            let phase = plan.instance(id).and_then(|planned| self.book.phase(planned));
+            matches!(phase, Some(Phase::Backoff { .. } | Phase::Failed))
+        };
+        let is_going = |one: &RunningInstance| one.config == going();
+        let counts = |one: &&RunningInstance| is_going(one) || !is_failing(&one.id);
+        let running: Vec<RunningInstance> = running.iter().filter(counts).cloned().collect();
+        let there = running.iter().filter(|one| !is_going(one)).map(|one| one.id.clone());
+        // What is being started and isn't there yet was put in vain.
+        let starting =
+            plan.instances.iter().filter(|one| self.book.phase(one) == Some(Phase::Starting));
+        let mut stays: BTreeSet<InstanceId> =
+            there.chain(starting.map(|one| one.id.clone())).collect();
+        for action in reconcile::next_actions(plan, &running, &self.book.records(), now_ms()) {
+            match action {
+                Action::Start(id) => {
+                    let Some(planned) = plan.instance(&id) else { continue };
+                    self.book.set_starting(planned)?;
+                    self.book.emit(&id, EventKind::Started)?;
+                    stays.insert(id);
+                }
+                Action::Stop(instance) if is_going(&instance) => {}
+                Action::Stop(instance) => {
+                    let in_flight = (self.in_flight)(&instance.id);
+                    let now = now_ms();
+                    match self.stops.advance(&instance.id, in_flight, self.patience, now) {
+                        Step::Begin => self.book.emit(&instance.id, EventKind::Stopping)?,
+                        // Whether Serve is asked or has been: it is left out from now on.
+                        Step::Ask | Step::Kill => drop(stays.remove(&instance.id)),
+                        Step::Wait if self.stops.is_asked(&instance.id) => {
+                            stays.remove(&instance.id);
+                        }
+                        Step::Wait => {}
+                    }
+                }
+            }
+        }
+        Ok(stays)
+    }
+
+    /// Puts what shall be there, if it isn't. Says whether anything was put.
+    async fn put(
+        &mut self,
+        plan: &Plan,
+        stays: &BTreeSet<InstanceId>,
+    ) -> Result<bool, ControllerError> {
+        let wanted = self.wanted(plan, stays);
+        let lease = lease::next(&self.serving, &self.state_id, !wanted.is_empty(), now_ms());
+        let own: BTreeMap<&str, &Value> = self
+            .serving
+            .applications
+            .values()
+            .filter(|app| app.status != AppStatus::Deleting)
+            .filter_map(|app| app.config.as_ref())
+            .filter(|config| is_own(config, &self.state_id))
+            .filter_map(|config| Some((config["name"].as_str()?, config)))
+            .collect();
+        let goal: BTreeMap<&str, &Value> = wanted
+            .iter()
+            .chain(&lease)
+            .filter_map(|config| Some((config["name"].as_str()?, config)))
+            .collect();
+        if goal == own {
+            return Ok(false);
+        }
+        let is_quiet = goal.len() == own.len()
+            && goal
+                .iter()
+                .all(|(name, config)| *name == lease::NAME || own.get(name) == Some(config));
+        crash::point();
+        let (ray, state_id) = (self.ray.clone(), self.state_id.clone());
+        let goal: Vec<Value> = goal.into_values().cloned().collect();
+        let change = blocking(move || {
+            package::ensure(&ray)?;
+            // As late as can be: what others have put in between stays.
+            let serving = serve::read(&ray)?;
+            let desired = serve::desired(&serving, |config| is_own(config, &state_id), goal);
+            serve::put(&ray, &desired)
+        });
+        match change.await {
+            Ok(()) => {}
+            Err(error) if error.is_passing() => tracing::warn!(%error, "the change is tried again"),
+            Err(error) => return Err(error.into()),
+        }
+        crash::point();
+        Ok(!is_quiet)
+    }
+
+    /// The configs of the instances that shall be there. What is there as it is planned keeps the config
+    /// that it was put with as far as Ray's own counting goes: a change there would restart it.
+    fn wanted(&self, plan: &Plan, stays: &BTreeSet<InstanceId>) -> Vec<Value> {
+        let there = |id: &InstanceId| {
+            let config = self.application(id)?.config.as_ref()?;
+            is_own(config, &self.state_id).then_some(config)
+        };
+        let unchanged = |planned: &PlannedInstance| {
+            let config = there(&planned.id)?;
+            let (_, _, digest) = emit::identity(config)?;
+            (digest == planned.config()).then_some(config)
+        };
+        let kept = plan.instances.iter().filter(|one| stays.contains(&one.id)).filter_map(|one| {
+            let parts = emit::parts_of(unchanged(one)?, one.shares.len());
+            Some((one.id.clone(), parts))
+        });
+        let counted = emit::counted(plan, &kept.collect());
+        let context = emit::Context {
+            inventory: &self.inventory,
+            name_label: self.spec.name_label.as_deref(),
+            owner: &self.state_id,
+            module: &package::uri(),
+            module_version: package::VERSION,
+        };
+        let config = |id: &InstanceId| {
+            let planned = plan.instance(id);
+            let same = planned.and_then(unchanged);
+            let new = planned
+                .and_then(|planned| emit::application(plan, planned, &counted[id], &context));
+            match (same, new) {
+                // The order of starts and the module may have changed; what runs needn't restart for that.
+                (Some(same), Some(new)) if emit::starts_alike(same, &new) => Some(same.clone()),
+                // Its node is away: Ray starts it again when that comes back.
+                (Some(same), None) => Some(same.clone()),
+                (_, Some(new)) => Some(new),
+                // What the plan doesn't have stays as it is until its requests have ended.
+                (None, None) => there(id).cloned(),
+            }
+        };
+        stays.iter().filter_map(config).collect()
+    }
+
+    fn outcome(&self, plan: &Plan, is_settled: bool) -> Turn {
+        let running = running(&self.serving, &self.state_id);
+        let status = |planned: &PlannedInstance| {
+            let rolled_back = self.book.is_rolled_back(&planned.id);
+            status_of(planned, planned.find_in(&running), self.book.entry(&planned.id), rolled_back)
+        };
+        Turn { is_settled, instances: plan.instances.iter().map(status).collect() }
+    }
+}
+
+fn is_own(config: &Value, state_id: &str) -> bool {
+    let owner = emit::identity(config).map(|(owner, ..)| owner).or_else(|| lease::holder(config));
+    owner == Some(state_id)
+}
+
+fn is_up(app: &Application) -> bool {
+    app.status == AppStatus::Running && app.replicas.iter().any(|one| one.state == "RUNNING")
+}
+
+fn taken_away() -> Diagnosis {
+    Diagnosis {
+        cause: Cause::Killed,
+        message: "its application is no longer there: somebody else took it away".to_owned(),
+        hint: "whoever deploys to this Serve must keep the applications that are there".to_owned(),
+        evidence: None,
+    }
+}
+
+/// Ray is asked over blocking sockets.
+async fn blocking<T: Send + 'static>(
+    ask: impl FnOnce() -> Result<T, RayError> + Send + 'static,
+) -> Result<T, RayError> {
+    match tokio::task::spawn_blocking(ask).await {
+        Ok(answer) => answer,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}

@@ -1,0 +1,211 @@
+//! Instances as applications of Ray Serve, one each: pinned to its node and its GPUs.
+//!
+//! Written against Ray 2.60.0. Ray picks GPUs itself and only counts them: which ones an engine sees is said
+//! in its environment, and what Ray counts adds up to all of each GPU that the plan uses, so that nothing
+//! else is put onto it.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use crate::digest::Digest;
+use crate::inventory::{DeviceId, DeviceKind, InstanceId, Inventory, Node};
+use crate::plan::{Plan, PlannedInstance};
+
+/// Ray's label that every node has.
+const NODE_ID: &str = "ray.io/node-id";
+/// Ray counts GPUs in parts of this.
+const PARTS: f64 = 10_000.0;
+/// An engine that isn't ready after this long is given up.
+const START_LIMIT_S: u64 = 900;
+
+/// What an application needs beside the plan.
+#[derive(Clone, Copy, Debug)]
+pub struct Context<'a> {
+    /// The nodes.
+    pub inventory: &'a Inventory,
+    /// The label whose value is a node's name.
+    pub name_label: Option<&'a str>,
+    /// Whose applications these are.
+    pub owner: &'a str,
+    /// Where Ray finds the module.
+    pub module: &'a str,
+    /// The module's version.
+    pub module_version: &'a str,
+}
+
+/// The name of an instance's application.
+pub fn name(id: &InstanceId) -> String {
+    format!("berth-{id}")
+}
+
+/// Whose application a config is, which instance it runs, and how that was planned; none for somebody
+/// else's.
+pub fn identity(config: &Value) -> Option<(&str, InstanceId, Digest)> {
+    let args = &config["args"];
+    let text = |name: &str| args[name].as_str();
+    let id = InstanceId(text("instance")?.to_owned());
+    Some((text("owner")?, id, Digest::from_hex(text("config")?)))
+}
+
+/// The application of an instance; none where its node is not there. `counted` are the parts of its GPUs
+/// that Ray counts, in the order of its shares.
+pub fn application(
+    plan: &Plan,
+    instance: &PlannedInstance,
+    counted: &[f64],
+    context: &Context<'_>,
+) -> Option<Value> {
+    let node = context.inventory.nodes.iter().find(|node| node.name == instance.node)?;
+    let gpus: Vec<Value> = instance
+        .shares
+        .iter()
+        .map(|share| {
+            let (id, bytes) = (&share.device, share.resident_ready);
+            json!({ "id": id, "index": index(node, id), "bytes": bytes.0 })
+        })
+        .collect();
+    let mut command = vec![instance.binary.clone()];
+    command.extend(instance.args.iter().cloned());
+    let mut actor = json!({ "num_cpus": 0, "label_selector": selector(node, context) });
+    let mut deployment = json!({
+        "name": "Engine",
+        "num_replicas": 1,
+        "max_ongoing_requests": 100_000,
+        "health_check_period_s": 5,
+        "health_check_timeout_s": 30,
+        "graceful_shutdown_timeout_s": 40,
+    });
+    match counted {
+        [one] => actor["num_gpus"] = json!(one),
+        all if all.iter().all(|part| *part == 1.0) => actor["num_gpus"] = json!(all.len()),
+        parts => {
+            let bundle = |part: &f64| match *part > 0.0 {
+                true => json!({ "GPU": part }),
+                false => json!({ "CPU": 0.001 }),
+            };
+            let bundles: Vec<Value> = parts.iter().map(bundle).collect();
+            deployment["placement_group_bundles"] = json!(bundles);
+            deployment["placement_group_strategy"] = json!("STRICT_PACK");
+            deployment["placement_group_bundle_label_selector"] = json!([selector(node, context)]);
+        }
+    }
+    deployment["ray_actor_options"] = actor;
+    Some(json!({
+        "name": name(&instance.id),
+        "route_prefix": format!("/{}", instance.id),
+        "import_path": "berth_serve:build",
+        "runtime_env": { "working_dir": context.module },
+        "args": {
+            "module_version": context.module_version,
+            "owner": context.owner,
+            "instance": instance.id,
+            "config": instance.config(),
+            "node": instance.node,
+            "host": instance.host,
+            "port": instance.port,
+            "command": command,
+            "folder": instance.folder,
+            "environment": environment(instance, node),
+            "gpus": gpus,
+            "after": before(plan, instance),
+            "start_limit_s": START_LIMIT_S,
+        },
+        "deployments": [deployment],
+    }))
+}
+
+/// By the label that names nodes where there is one: Ray's own id changes when a node comes back.
+fn selector(node: &Node, context: &Context<'_>) -> Value {
+    let label = context.name_label.filter(|label| node.labels.contains_key(*label));
+    match label {
+        Some(label) => json!({ label: node.labels[label] }),
+        None => json!({ NODE_ID: node.id }),
+    }
+}
+
+fn index(node: &Node, id: &DeviceId) -> Option<u32> {
+    let device = node.devices.iter().find(|device| device.id == *id)?;
+    match &device.kind {
+        DeviceKind::Gpu { index, .. } => Some(*index),
+        DeviceKind::Host => None,
+    }
+}
+
+/// The GPUs that the engine sees, in the plan's order; in NVML's count, not in CUDA's.
+fn environment(instance: &PlannedInstance, node: &Node) -> BTreeMap<&'static str, String> {
+    let name = |id: &DeviceId| match id.0.starts_with("GPU-") {
+        true => id.0.clone(),
+        false => index(node, id).map_or_else(String::new, |index| index.to_string()),
+    };
+    let visible: Vec<String> = instance.shares.iter().map(|share| name(&share.device)).collect();
+    BTreeMap::from([
+        ("CUDA_DEVICE_ORDER", "PCI_BUS_ID".to_owned()),
+        ("CUDA_VISIBLE_DEVICES", visible.join(",")),
+    ])
+}
+
+/// Instances that start before it on any of its GPUs.
+fn before<'a>(plan: &'a Plan, instance: &PlannedInstance) -> Vec<&'a InstanceId> {
+    let earlier = plan.instances.iter().take_while(|one| one.id != instance.id);
+    let shares = |one: &&PlannedInstance| {
+        one.node == instance.node && one.shares.iter().any(|share| instance.uses(&share.device))
+    };
+    earlier.filter(shares).map(|one| &one.id).collect()
+}
+
+/// The parts of its GPUs that Ray counts for each instance of a plan: all of a GPU that it has to itself, of
+/// a shared one as much as it takes of it. Instances of `kept` keep the parts that they were put with, so
+/// that they needn't restart; the others divide what is left.
+pub fn counted(
+    plan: &Plan,
+    kept: &BTreeMap<InstanceId, Vec<f64>>,
+) -> BTreeMap<InstanceId, Vec<f64>> {
+    type Gpu<'a> = (&'a str, &'a DeviceId);
+    let mut left: BTreeMap<Gpu<'_>, f64> = BTreeMap::new();
+    let mut bytes: BTreeMap<Gpu<'_>, u64> = BTreeMap::new();
+    for instance in &plan.instances {
+        for (at, share) in instance.shares.iter().enumerate() {
+            let gpu = (instance.node.as_str(), &share.device);
+            let left = left.entry(gpu).or_insert(1.0);
+            match kept.get(&instance.id).and_then(|parts| parts.get(at)) {
+                Some(part) => *left -= part,
+                None => *bytes.entry(gpu).or_default() += share.footprint.total().0,
+            }
+        }
+    }
+    let part = |instance: &PlannedInstance, at: usize| {
+        let share = &instance.shares[at];
+        let gpu = (instance.node.as_str(), &share.device);
+        let of = share.footprint.total().0 as f64 / bytes[&gpu].max(1) as f64;
+        ((left[&gpu].max(0.0) * of + 1e-9) * PARTS).floor() / PARTS
+    };
+    let parts = |instance: &PlannedInstance| match kept.get(&instance.id) {
+        Some(parts) => parts.clone(),
+        None => (0..instance.shares.len()).map(|at| part(instance, at)).collect(),
+    };
+    plan.instances.iter().map(|one| (one.id.clone(), parts(one))).collect()
+}
+
+/// The parts that an application was put with, for so many GPUs.
+pub fn parts_of(config: &Value, gpus: usize) -> Vec<f64> {
+    let deployment = &config["deployments"][0];
+    if let Some(bundles) = deployment["placement_group_bundles"].as_array() {
+        return bundles.iter().map(|bundle| bundle["GPU"].as_f64().unwrap_or(0.0)).collect();
+    }
+    let all = deployment["ray_actor_options"]["num_gpus"].as_f64().unwrap_or(0.0);
+    vec![all / gpus.max(1) as f64; gpus]
+}
+
+/// Whether two applications start the same thing in the same place: the order of starts and the module
+/// that does it may differ, for which nothing needs to restart.
+pub fn starts_alike(one: &Value, other: &Value) -> bool {
+    let of = |config: &Value| {
+        let mut args = config["args"].clone();
+        for name in ["after", "module_version"] {
+            args[name] = Value::Null;
+        }
+        (args, config["deployments"][0]["ray_actor_options"]["label_selector"].clone())
+    };
+    of(one) == of(other)
+}
