@@ -56,7 +56,7 @@ fn bad_specs_are_told_what_to_write() {
         ),
         (
             "[cluster]\nzzz = 1\n".to_owned(),
-            "s:2:1: unknown key `zzz` | there are: backend, host_budget, headroom, first_port, nodes",
+            "s:2:1: unknown key `zzz` | there are: backend, host_budget, headroom, first_port, nodes, ray",
         ),
         (
             "[models.a]\nsuorce = \"a.gguf\"\n".to_owned(),
@@ -75,7 +75,7 @@ fn bad_specs_are_told_what_to_write() {
         ),
         (
             "[cluster]\nbackend = \"loacl\"\n".to_owned(),
-            "s:2:11: unknown variant `loacl`, expected `local` | did you mean `local`?",
+            "s:2:11: unknown variant `loacl`, expected `local` or `ray` | did you mean `local`?",
         ),
         (
             format!("[cluster]\nfirst_port = 80\n{MODEL}"),

@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::evaluate::{Cluster, Laid, lay};
 use crate::memory::vllm::tenancy::{SharedGpu, Sharing};
 use crate::placement::PlanError;
-use crate::placement::gpus::{Prepared, Rules};
+use crate::placement::gpus::{Prepared, Rules, layout};
 use crate::spec::Spec;
 use crate::units::Bytes;
 
@@ -124,9 +124,16 @@ impl Laid<'_> {
         };
         let name = &wanted.deployment.name;
         let started = wanted.start(name, first, gpus, &mut sharing, &self.cluster.engine);
-        match started.verdict.is_ready() {
-            true => Ok(()),
-            false => Err(started.message.unwrap_or_else(|| started.verdict.as_str().to_owned())),
+        let held: Bytes = self.layout.on(node).map(|seat| seat.started.host.0).sum();
+        let needs = started.host.0;
+        match layout::host(&self.nodes[node]).map(|host| host - held) {
+            _ if !started.verdict.is_ready() => {
+                Err(started.message.unwrap_or_else(|| started.verdict.as_str().to_owned()))
+            }
+            Some(left) if needs > left => {
+                Err(format!("it takes {needs} of host memory, and {left} are left."))
+            }
+            _ => Ok(()),
         }
     }
 

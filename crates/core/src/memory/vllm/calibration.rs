@@ -91,10 +91,16 @@ pub enum Term {
     HostCore,
     /// Host memory of a worker.
     HostWorker,
+    /// What compiling and capturing add to a worker's.
+    HostGraphs,
+    /// What images add to the API server's and the core's.
+    HostImages,
+    /// What images add to a worker's.
+    HostWorkerImages,
 }
 
 impl Term {
-    const COUNT: usize = Self::HostWorker as usize + 1;
+    const COUNT: usize = Self::HostWorkerImages as usize + 1;
 }
 
 /// A figure in MiB and how far it may be off.

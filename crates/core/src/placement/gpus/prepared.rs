@@ -282,7 +282,7 @@ fn host_of_vllm(
         tensor_parallel: size("tensor_parallel_size"),
         stages: size("pipeline_parallel_size") as usize,
     };
-    host::memory(engine, &subject)
+    host::memory(engine, &subject, args)
 }
 
 /// Weights that are not on GPUs are in the host's memory; what CUDA itself takes there was not measured.
