@@ -38,6 +38,9 @@ const NEEDED_FLAGS: &[&str] = &[
 /// OpenAI's own client, for the tests.
 const OPENAI: &str = "openai==3.54.0";
 
+/// Ray, whose clusters the tests start.
+const RAY: &str = "ray[default,serve]==2.60.0";
+
 /// A model as a file.
 struct Model {
     file: &'static str,
@@ -81,7 +84,8 @@ pub(crate) fn engine_and_models() -> Result<()> {
 /// What the tests need too.
 pub(crate) fn everything() -> Result<()> {
     engine_and_models()?;
-    openai_client()
+    environment("openai", OPENAI, "OpenAI's Python client")?;
+    environment("ray", RAY, "Ray")
 }
 
 fn engine() -> Result<()> {
@@ -218,20 +222,20 @@ fn python_with_pip() -> Result<PathBuf> {
     Ok(python)
 }
 
-/// OpenAI's client in a virtual environment of its own.
-fn openai_client() -> Result<()> {
-    let venv = dir().join("openai");
+/// Python packages in a virtual environment of their own.
+fn environment(name: &str, package: &str, said: &str) -> Result<()> {
+    let venv = dir().join(name);
     let done = venv.join("done");
-    if done.exists() {
+    if fs::read_to_string(&done).is_ok_and(|there| there == package) {
         return Ok(());
     }
-    eprintln!("fetching OpenAI's Python client for the tests (Apache-2.0)");
+    eprintln!("fetching {said} for the tests (Apache-2.0)");
     remove(&venv)?;
     run(Command::new("python3").args(["-m", "venv"]).arg(&venv))
         .context("Python 3 with venv is needed: install python3-venv")?;
-    let pip = ["-m", "pip", "install", "--quiet", "--only-binary", ":all:", OPENAI];
+    let pip = ["-m", "pip", "install", "--quiet", "--only-binary", ":all:", package];
     run(Command::new(venv.join("bin").join("python")).args(pip).stdout(io::stderr()))?;
-    fs::write(done, OPENAI)?;
+    fs::write(done, package)?;
     Ok(())
 }
 

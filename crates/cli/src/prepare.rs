@@ -11,7 +11,7 @@ use berth_core::memory::vllm::{Calibration, Engine};
 use berth_core::perf::Speeds;
 use berth_core::placement::{self, Found, LocatedModel, Planned};
 use berth_core::spec::error::nearest;
-use berth_core::spec::{Backend, Deployment, EngineKind, RaySpec, Spec, Strategy};
+use berth_core::spec::{Backend, Deployment, EngineKind, RaySpec, Spec, Strategy, unknown_domain};
 use berth_core::strategy::{Cluster, compare};
 use berth_core::{Inventory, Plan};
 use berth_engines::binary;
@@ -160,6 +160,10 @@ fn plan_on_ray(
     let current = journal.current()?.map(|journalled| journalled.plan);
     refuse_to_move(current.as_ref(), Some(&spec.cluster.ray))?;
     let inventory = on_ray(&spec.cluster.ray, journal, current.as_ref())?;
+    if let Some(message) = unknown_domain(&spec.deployments, &inventory.nodes) {
+        let hint = "give the node the label (`ray start --labels`), or leave the rule out";
+        return Err(Failure::bad_spec(anyhow::anyhow!(message)).hint(hint));
+    }
     let calibration = calibrate::with_builtin(state)?;
     let engine = Engine { calibration: &calibration, ..Engine::of_version(&spec.vllm_version) };
     let mut planned = placement::plan_cluster(spec, &inventory, &found, &engine, current.as_ref())

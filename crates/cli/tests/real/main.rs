@@ -9,4 +9,5 @@ mod crash;
 mod failures;
 mod harness;
 mod memory;
+mod ray;
 mod serving;

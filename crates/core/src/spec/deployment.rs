@@ -62,6 +62,15 @@ impl Deployment {
     }
 }
 
+/// The machines as far as a spec knows them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Machines<'a> {
+    /// Those that it writes down.
+    pub(super) planned: &'a [Node],
+    /// Whether which there are, and their labels, is seen on the cluster.
+    pub(super) are_seen_later: bool,
+}
+
 /// What is said to run already: an instance on each machine that its rule means.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Running {
@@ -86,7 +95,7 @@ pub const INT4: &str = "w4a16";
 /// All deployments of all models, and what runs of them.
 pub(super) fn deployments(
     models: &BTreeMap<Spanned<String>, RawModel>,
-    nodes: &[Node],
+    machines: Machines<'_>,
     problems: &mut Problems<'_>,
 ) -> (Vec<Deployment>, Vec<Running>) {
     let (mut deployments, mut running) = (Vec::new(), Vec::new());
@@ -102,16 +111,16 @@ pub(super) fn deployments(
         let (groups, runs) = (std::mem::take(&mut whole.deployments), whole.running.take());
         let model = name.get_ref();
         if groups.is_empty() {
-            deployments.push(deployment(name, model, model.clone(), &whole, nodes, problems));
+            deployments.push(deployment(name, model, model.clone(), &whole, machines, problems));
         }
         for (group, over) in &groups {
             check_name("deployment", group, problems);
             let merged = overlay::model(&whole, over, EngineKind::default());
             let full = format!("{model}-{}", group.get_ref());
-            deployments.push(deployment(name, model, full, &merged, nodes, problems));
+            deployments.push(deployment(name, model, full, &merged, machines, problems));
         }
         if let Some(runs) = runs {
-            running.push(as_it_runs(name, &whole, *runs, nodes, problems));
+            running.push(as_it_runs(name, &whole, *runs, machines, problems));
         }
     }
     domains::check_partners(models, problems);
@@ -127,7 +136,7 @@ fn as_it_runs(
     name: &Spanned<String>,
     model: &RawModel,
     raw: RawRunning,
-    nodes: &[Node],
+    machines: Machines<'_>,
     problems: &mut Problems<'_>,
 ) -> Running {
     let mut whole = model.clone();
@@ -137,7 +146,7 @@ fn as_it_runs(
     whole.flags.extend(raw.flags);
     let text = name.get_ref();
     let at = whole.nodes.as_ref().map(Spanned::span);
-    let mut deployment = deployment(name, text, text.clone(), &whole, nodes, problems);
+    let mut deployment = deployment(name, text, text.clone(), &whole, machines, problems);
     let size = |name: &str| match deployment.flags.get(name) {
         Some(FlagValue::Int(size)) => usize::try_from(*size).unwrap_or(usize::MAX),
         _ => 1,
@@ -145,6 +154,7 @@ fn as_it_runs(
     let gpus = size("tensor_parallel_size").saturating_mul(size("pipeline_parallel_size"));
     let last = deployment.gpu_indices().min().unwrap_or(0).saturating_add(gpus);
     let has_room = |node: &&Node| node.devices.iter().filter(|one| one.is_gpu()).count() >= last;
+    let nodes = machines.planned;
     let mut meant = nodes.iter().filter(|node| deployment.nodes.matches(node));
     if let Some(node) = meant.find(|node| !has_room(node)) {
         let message =
@@ -162,7 +172,7 @@ fn deployment(
     model: &str,
     name: String,
     raw: &RawModel,
-    nodes: &[Node],
+    machines: Machines<'_>,
     problems: &mut Problems<'_>,
 ) -> Deployment {
     let engine = raw.engine.unwrap_or_default();
@@ -185,15 +195,15 @@ fn deployment(
     let mut devices = Vec::new();
     for raw in raw.devices.iter().flatten() {
         let Some(selector) = source::selector(raw, problems) else { continue };
-        if !nodes.is_empty() && !matches!(selector, DeviceSelector::GpuIndex(_)) {
+        if !machines.planned.is_empty() && !matches!(selector, DeviceSelector::GpuIndex(_)) {
             let message = format!("machines that are planned for have no `{selector}` to run on");
             problems.add_with_hint(raw.span(), message, "write \"gpu:0\", \"gpu:1\"...");
         }
         devices.push(selector);
     }
-    let rule = raw.nodes.as_ref().map_or(NodeRule::Any, |rule| node_rule(rule, nodes, problems));
-    let spread = raw.spread.as_ref().map(|raw| domains::spread(raw, &rule, nodes, problems));
-    let beside = raw.beside.as_ref().map(|raw| domains::beside(raw, &rule, nodes, problems));
+    let rule = raw.nodes.as_ref().map_or(NodeRule::Any, |rule| node_rule(rule, machines, problems));
+    let spread = raw.spread.as_ref().map(|raw| domains::spread(raw, &rule, machines, problems));
+    let beside = raw.beside.as_ref().map(|raw| domains::beside(raw, &rule, machines, problems));
     Deployment {
         model: model.to_owned(),
         source,
@@ -259,10 +269,14 @@ fn assumed_facts(
     Some(AssumedFacts { model: model.clone(), tensor_type: type_name.clone() })
 }
 
-fn node_rule(raw: &Spanned<RawNodeRule>, nodes: &[Node], problems: &mut Problems<'_>) -> NodeRule {
+fn node_rule(
+    raw: &Spanned<RawNodeRule>,
+    machines: Machines<'_>,
+    problems: &mut Problems<'_>,
+) -> NodeRule {
     match NodeRule::parse(raw.get_ref()) {
         Ok(rule) => {
-            check_nodes(&rule, raw.span(), nodes, problems);
+            check_nodes(&rule, raw.span(), machines, problems);
             rule
         }
         Err(message) => {
@@ -277,10 +291,11 @@ fn node_rule(raw: &Spanned<RawNodeRule>, nodes: &[Node], problems: &mut Problems
 pub(super) fn check_nodes(
     rule: &NodeRule,
     at: Range<usize>,
-    nodes: &[Node],
+    machines: Machines<'_>,
     problems: &mut Problems<'_>,
 ) {
-    if nodes.is_empty() {
+    let nodes = machines.planned;
+    if nodes.is_empty() || machines.are_seen_later {
         return;
     }
     let names = || nodes.iter().map(|node| node.name.as_str());

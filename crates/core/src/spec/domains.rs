@@ -8,6 +8,7 @@ use serde::Serialize;
 use toml::Spanned;
 
 use super::NodeRule;
+use super::deployment::{Deployment, Machines};
 use super::error::{Problems, nearest};
 use super::raw::{RawBeside, RawModel, RawSpread};
 use crate::inventory::Node;
@@ -66,7 +67,7 @@ pub struct Beside {
 pub(super) fn spread(
     raw: &Spanned<RawSpread>,
     rule: &NodeRule,
-    nodes: &[Node],
+    machines: Machines<'_>,
     problems: &mut Problems<'_>,
 ) -> Spread {
     let (over, most) = match raw.get_ref() {
@@ -74,7 +75,7 @@ pub(super) fn spread(
         RawSpread::Limited(limit) => (&limit.over, Some(limit.most)),
     };
     let over = Domain::parse(over);
-    check_domain(&over, raw.span(), rule, nodes, problems);
+    check_domain(&over, raw.span(), rule, machines, problems);
     if most == Some(0) {
         let hint = "write most = 1 for one instance in each";
         problems.add_with_hint(raw.span(), "most = 0 would leave no place at all", hint);
@@ -85,14 +86,14 @@ pub(super) fn spread(
 pub(super) fn beside(
     raw: &Spanned<RawBeside>,
     rule: &NodeRule,
-    nodes: &[Node],
+    machines: Machines<'_>,
     problems: &mut Problems<'_>,
 ) -> Beside {
     let (model, over) = match raw.get_ref() {
         RawBeside::Model(model) => (model.clone(), Domain::Node),
         RawBeside::Over(one) => (one.model.clone(), Domain::parse(&one.over)),
     };
-    check_domain(&over, raw.span(), rule, nodes, problems);
+    check_domain(&over, raw.span(), rule, machines, problems);
     Beside { model, over }
 }
 
@@ -101,9 +102,13 @@ fn check_domain(
     domain: &Domain,
     at: Range<usize>,
     rule: &NodeRule,
-    nodes: &[Node],
+    machines: Machines<'_>,
     problems: &mut Problems<'_>,
 ) {
+    let nodes = machines.planned;
+    if machines.are_seen_later {
+        return;
+    }
     if nodes.is_empty() {
         let hint = "write the machines down in [[cluster.nodes]], or leave it out";
         problems.add_with_hint(at, "this machine alone has nothing to choose between", hint);
@@ -118,6 +123,22 @@ fn check_domain(
         _ => format!("give it one: labels = {{ {domain} = \"...\" }} in [[cluster.nodes]]"),
     };
     problems.add_with_hint(at, format!("{} has no label `{domain}`", without.name), hint);
+}
+
+/// What is wrong with the rules of deployments on machines that are seen only now: a label that one of them
+/// lacks.
+pub fn unknown_domain(deployments: &[Deployment], nodes: &[Node]) -> Option<String> {
+    deployments.iter().find_map(|one| {
+        let over = [
+            one.spread.as_ref().map(|spread| &spread.over),
+            one.beside.as_ref().map(|beside| &beside.over),
+        ];
+        over.into_iter().flatten().find_map(|domain| {
+            let mut allowed = nodes.iter().filter(|node| one.nodes.matches(node));
+            let without = allowed.find(|node| domain.of(node).is_none())?;
+            Some(format!("{} asks for a label `{domain}`, which {} lacks", one.name, without.name))
+        })
+    })
 }
 
 /// What is kept beside another model needs that model, and not itself in the end.

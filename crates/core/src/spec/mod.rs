@@ -23,7 +23,7 @@ mod source;
 mod validate;
 
 pub use deployment::{AssumedFacts, Deployment, Running};
-pub use domains::{Beside, Domain, Spread};
+pub use domains::{Beside, Domain, Spread, unknown_domain};
 pub use error::{SpecError, SpecProblem};
 pub use flags::{FlagValue, Flags};
 pub use nodes::NodeRule;

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
-use super::deployment::{Deployment, Running};
+use super::deployment::{Deployment, Machines, Running};
 use super::error::Problems;
 use super::raw::{
     Backend, EngineKind, RawCluster, RawEngine, RawGateway, RawModel, RawNodeRule, RawRay, RawSpec,
@@ -160,7 +160,7 @@ fn validate(raw: RawSpec, problems: &mut Problems<'_>) -> Spec {
         text: String::new(),
     };
     (spec.deployments, spec.running) =
-        deployment::deployments(&raw.models, &spec.cluster.nodes, problems);
+        deployment::deployments(&raw.models, machines(&spec.cluster), problems);
     let strategies = raw.strategies.into_iter();
     let strategies =
         strategies.map(|(name, change)| strategy(name, change, &raw.models, &spec, problems));
@@ -181,7 +181,7 @@ fn strategy(
         match NodeRule::parse(&RawNodeRule::Name(rule.get_ref().clone())) {
             Err(message) => problems.add(rule.span(), message),
             Ok(parsed) => {
-                deployment::check_nodes(&parsed, rule.span(), &spec.cluster.nodes, problems);
+                deployment::check_nodes(&parsed, rule.span(), machines(&spec.cluster), problems);
                 let meant = spec.cluster.nodes.iter_mut().filter(|node| parsed.matches(node));
                 meant.for_each(|node| node.labels.extend(labels.clone()));
             }
@@ -202,7 +202,7 @@ fn strategy(
             problems.add(left_out.span(), message);
         }
     }
-    (spec.deployments, _) = deployment::deployments(&merged, &spec.cluster.nodes, problems);
+    (spec.deployments, _) = deployment::deployments(&merged, machines(&spec.cluster), problems);
     Strategy {
         name: name.into_inner(),
         title: change.title,
@@ -210,6 +210,10 @@ fn strategy(
         toml: None,
         spec,
     }
+}
+
+fn machines(cluster: &ClusterSpec) -> Machines<'_> {
+    Machines { planned: &cluster.nodes, are_seen_later: cluster.backend == Backend::Ray }
 }
 
 fn cluster(raw: RawCluster, problems: &mut Problems<'_>) -> ClusterSpec {

@@ -1,0 +1,220 @@
+//! berth on a real Ray cluster, with the real llama-server: one cluster for all of it, since starting it
+//! takes longest.
+
+mod cluster;
+
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use crate::harness::{Berth, SMOLLM, fetched, send, wait_until};
+use cluster::RayCluster;
+
+/// A model on GPUs that are only counted: the engine is built for processors.
+fn model(name: &str, more: &str) -> String {
+    let path = fetched(&format!("models/{SMOLLM}"));
+    let flags = "flags = { ctx-size = 512, parallel = 1, threads = 1, no-warmup = true }";
+    format!("[models.{name}]\nsource = \"{}\"\n{flags}\n{more}\n", path.display())
+}
+
+fn spec(berth: &Berth, ray: &RayCluster, models: &str) {
+    let cluster = format!(
+        "backend = \"ray\"\n[cluster.ray]\naddress = \"{}\"\nname_label = \"machine\"\n\
+         [[cluster.nodes]]\nnames = \"n[0-3]\"\ngpu = \"A10\"\ngpus = 4",
+        ray.url()
+    );
+    berth.spec_with(&cluster, models);
+}
+
+/// One model with node 0 to itself, one on all others, and two that share a GPU.
+fn case() -> String {
+    model(
+        "big",
+        "devices = [\"gpu:0\", \"gpu:1\", \"gpu:2\", \"gpu:3\"]\nnodes = { role = \"dedicated\" }",
+    ) + &model(
+        "pool",
+        "devices = [\"gpu:0\"]\nnodes = { role = \"!dedicated\" }\nreplicas = 3\n\
+             spread = { over = \"node\", most = 1 }",
+    ) + &model("one", "devices = [\"gpu:3\"]\nnodes = \"n1\"")
+        + &model("two", "devices = [\"gpu:3\"]\nnodes = \"n1\"")
+}
+
+const ALL: [&str; 6] = ["big-0", "one-0", "pool-0", "pool-1", "pool-2", "two-0"];
+
+fn is_ready(berth: &Berth, ids: &[&str]) -> bool {
+    let status = berth.status();
+    let all = status["instances"].as_array().unwrap();
+    ids.iter().all(|id| all.iter().any(|one| one["id"] == *id && one["state"] == "ready"))
+}
+
+fn answers(berth: &Berth, model: &str) -> bool {
+    let body = json!({ "model": model, "max_tokens": 1, "prompt": "a" });
+    let request = ureq::post(berth.url("/v1/completions"));
+    let request = request.config().timeout_global(Some(Duration::from_secs(20))).build();
+    request.header("content-type", "application/json").send(body.to_string()).is_ok()
+}
+
+/// Figures of a run, for people: nothing rests on them.
+#[expect(clippy::print_stderr, reason = "shown with --no-capture")]
+fn tell(text: String) {
+    eprintln!("{text}");
+}
+
+#[test]
+fn a_ray_cluster() {
+    let berth = Berth::new(9);
+    let mut ray = RayCluster::start();
+    what_is_wrong_is_said(&berth, &ray);
+    somebody_else_is_there(&berth, &ray);
+    everything_has_its_place(&berth, &ray);
+    killed_between_any_two_steps(&berth, &ray);
+    let mut serve = berth.command(&["serve"]).spawn().unwrap();
+    wait_until("all models answer", || {
+        ["big", "pool", "one", "two"].iter().all(|model| answers(&berth, model))
+    });
+    a_second_berth_is_refused(&berth, &ray);
+    a_replica_is_killed(&berth, &ray);
+    the_dashboard_is_away(&berth, &ray);
+    a_machine_is_lost_and_comes_back(&berth, &mut ray);
+    a_change_that_cannot_start_goes_back(&berth, &ray);
+    send(i32::try_from(serve.id()).unwrap(), Signal::TERM);
+    serve.wait().unwrap();
+    what_others_run_is_left(&berth, &ray);
+}
+
+fn what_is_wrong_is_said(berth: &Berth, ray: &RayCluster) {
+    spec(berth, ray, &model("m", "nodes = { role = \"nobody\" }\ndevices = [\"gpu:0\"]"));
+    berth.run(&["plan"]).expect(3, &["no node is role = nobody, where m may run"]);
+    spec(berth, ray, &model("m", "nodes = \"n7\"\ndevices = [\"gpu:0\"]"));
+    berth.run(&["apply"]).expect(3, &["no node is n7, where m may run"]);
+    spec(berth, ray, &model("m", "spread = \"rack\"\ndevices = [\"gpu:0\"]"));
+    berth
+        .run(&["plan"])
+        .expect(2, &["m asks for a label `rack`, which n0 lacks", "ray start --labels"]);
+    let away = "backend = \"ray\"\n[cluster.ray]\naddress = \"http://127.0.0.1:1\"";
+    berth.spec_with(away, &model("m", ""));
+    berth.run(&["apply"]).expect(1, &["can't be reached", "set address in [cluster.ray]"]);
+}
+
+/// An application of somebody else's, which must be there in the end as it was.
+fn somebody_else_is_there(berth: &Berth, ray: &RayCluster) {
+    spec(berth, ray, &model("one", "devices = [\"gpu:3\"]\nnodes = \"n1\""));
+    berth.run(&["apply"]).expect(0, &["+ one-0 starts on n1", "one-0: ready"]);
+    let answer = ray.ask("/api/serve/applications/").unwrap();
+    let apps = answer["applications"].as_object().unwrap();
+    let mut configs: Vec<Value> =
+        apps.values().map(|app| app["deployed_app_config"].clone()).collect();
+    let module = ray.config("berth-one-0")["runtime_env"].clone();
+    configs.push(json!({
+        "name": "theirs", "route_prefix": "/theirs", "import_path": "berth_serve:lease",
+        "runtime_env": module, "args": {},
+    }));
+    ray.put(&json!({ "applications": configs }));
+    wait_until("the other application runs", || {
+        ray.applications().get("theirs").is_some_and(|replicas| replicas.len() == 1)
+    });
+}
+
+fn everything_has_its_place(berth: &Berth, ray: &RayCluster) {
+    spec(berth, ray, &case());
+    berth.run(&["apply"]).expect(0, &["+ big-0 starts on n0", "1 stay as they are"]);
+    berth.run(&["apply"]).expect(0, &["nothing changes"]);
+    let apps = ray.applications();
+    let machines = |name: &str| -> Vec<&str> {
+        apps[&format!("berth-{name}")].iter().map(|(machine, _)| machine.as_str()).collect()
+    };
+    assert_eq!(machines("big-0"), ["n0"]);
+    assert_eq!((machines("one-0"), machines("two-0")), (vec!["n1"], vec!["n1"]));
+    let mut pool = [machines("pool-0"), machines("pool-1"), machines("pool-2")].concat();
+    pool.sort_unstable();
+    assert_eq!(pool, ["n1", "n2", "n3"]);
+    // What Ray counts of the shared GPU is all of it, and no more.
+    let counted = |name: &str| {
+        let config = ray.config(&format!("berth-{name}"));
+        config["deployments"][0]["ray_actor_options"]["num_gpus"].as_f64().unwrap()
+    };
+    assert_eq!((counted("big-0"), counted("pool-0")), (4.0, 1.0));
+    assert!((counted("one-0") + counted("two-0") - 1.0).abs() < 1e-3);
+}
+
+/// However far an apply came, the next one ends where it would have, and nothing runs twice.
+fn killed_between_any_two_steps(berth: &Berth, ray: &RayCluster) {
+    for point in [1, 3, 5, 8] {
+        let change = format!("ctx-size = {}", 512 + 256 * point);
+        spec(berth, ray, &case().replacen("ctx-size = 512", &change, 1));
+        let mut killed = berth.command(&["apply"]);
+        let killed = killed.env("BERTH_CRASH_AT", point.to_string()).output().unwrap();
+        assert!(!killed.status.success(), "at {point}");
+        berth.run(&["apply"]).expect(0, &[]);
+        assert!(is_ready(berth, &ALL), "after a kill at {point}");
+        let apps = ray.applications();
+        let once = |id: &&str| apps[&format!("berth-{id}")].len() == 1;
+        assert!(ALL.iter().all(once), "after a kill at {point}: {apps:?}");
+    }
+}
+
+fn a_second_berth_is_refused(berth: &Berth, ray: &RayCluster) {
+    let other = berth.folder.path().join("other");
+    spec(berth, ray, &model("m", "devices = [\"gpu:2\"]\nnodes = \"n2\""));
+    let mut apply = berth.command(&["apply"]);
+    let refused = apply.env("BERTH_STATE", other).output().unwrap();
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && said.contains("another berth ("), "{said}");
+    spec(berth, ray, &case());
+}
+
+fn a_replica_is_killed(berth: &Berth, ray: &RayCluster) {
+    let (_, pid) = ray.applications()["berth-one-0"][0].clone();
+    send(pid, Signal::KILL);
+    let started = Instant::now();
+    wait_until("the engine has gone with its replica", || !answers(berth, "one"));
+    assert!(answers(berth, "two"), "its neighbour on the GPU goes on");
+    wait_until("Ray has brought it up again", || answers(berth, "one"));
+    tell(format!("a replica killed: answers again after {:.1} s", started.elapsed().as_secs_f64()));
+    wait_until("all are ready", || is_ready(berth, &ALL));
+}
+
+fn the_dashboard_is_away(berth: &Berth, ray: &RayCluster) {
+    ray.signal_dashboard(Signal::STOP);
+    let until = Instant::now() + Duration::from_secs(8);
+    while Instant::now() < until {
+        assert!(answers(berth, "big"), "engines serve without the dashboard");
+    }
+    ray.signal_dashboard(Signal::CONT);
+    wait_until("all are ready", || is_ready(berth, &ALL));
+}
+
+fn a_machine_is_lost_and_comes_back(berth: &Berth, ray: &mut RayCluster) {
+    let apps = ray.applications();
+    let on = |id: &str| apps[&format!("berth-{id}")][0].0.clone();
+    let lost = ["pool-0", "pool-1", "pool-2"].into_iter().find(|id| on(id) == "n2").unwrap();
+    let started = Instant::now();
+    ray.kill_node(2);
+    wait_until("berth sees it", || berth.instance(lost)["state"] != "ready");
+    tell(format!("a machine lost: seen after {:.1} s", started.elapsed().as_secs_f64()));
+    assert!(answers(berth, "big") && answers(berth, "pool"), "the others serve on");
+    ray.start_node(2);
+    let back = Instant::now();
+    wait_until("it is ready again", || is_ready(berth, &ALL));
+    tell(format!("the machine back: ready after {:.1} s", back.elapsed().as_secs_f64()));
+    assert_eq!(ray.applications()[&format!("berth-{lost}")][0].0, "n2");
+}
+
+fn a_change_that_cannot_start_goes_back(berth: &Berth, ray: &RayCluster) {
+    let bad = case() + "extra_args = [\"--nope\"]\n";
+    spec(berth, ray, &bad);
+    berth.run(&["apply"]).expect(1, &["~ two-0 restarts on n1"]);
+    let two = berth.instance("two-0");
+    assert_eq!((&two["state"], &two["rolled_back"]), (&json!("ready"), &json!(true)), "{two}");
+    let why = two["diagnosis"]["message"].as_str().unwrap();
+    assert!(why.contains("refused a flag"), "{two}");
+    assert!(answers(berth, "two") && answers(berth, "one"));
+}
+
+fn what_others_run_is_left(berth: &Berth, ray: &RayCluster) {
+    let theirs = ray.applications()["theirs"].clone();
+    berth.run(&["down"]).expect(0, &["everything that berth started has stopped"]);
+    wait_until("only theirs is left", || ray.applications().keys().eq(["theirs"]));
+    assert_eq!(ray.applications()["theirs"], theirs, "the same process");
+}
