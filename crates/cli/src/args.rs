@@ -35,6 +35,8 @@ pub(crate) enum Command {
     Plan(ComparingArgs),
     /// Why a model is where it is, why not elsewhere, and what is in the way
     Explain(ExplainArgs),
+    /// What is wrong before anything is tried: with this machine, a Ray cluster, or a Serve config
+    Doctor(DoctorArgs),
     /// Make the plan so, and leave it running
     Apply(PlanArgs),
     /// Bring the plan before the one in force back, or the last one of a strategy
@@ -168,9 +170,31 @@ pub(crate) struct ComparingArgs {
     /// Show what would become of it: add=4 nodes, lose=NODE, gpu=KIND, demand=2 times; may be repeated
     #[arg(long, value_name = "CHANGE", conflicts_with = "compare")]
     pub(crate) what_if: Vec<WhatIf>,
+    /// Print it in another program's words instead: Ray Serve, ray.serve.llm, KubeRay, a shell, systemd
+    #[arg(long, value_enum, value_name = "WHAT", conflicts_with_all = ["compare", "what_if"])]
+    pub(crate) emit: Option<Emit>,
+    /// With --emit ray or kuberay: the folder on every node that has the module that starts engines; it is
+    /// written there
+    #[arg(long, value_name = "FOLDER", requires = "emit")]
+    pub(crate) module: Option<PathBuf>,
     /// The language of the report
     #[arg(long, value_name = "LANGUAGE", default_value = "en", value_parser = ["en", "es"])]
     pub(crate) lang: String,
+}
+
+/// In whose words `berth plan --emit` prints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Emit {
+    /// A config for Ray Serve, with the lines that start the cluster
+    Ray,
+    /// A config for Ray's own ray.serve.llm
+    RayServeLlm,
+    /// A RayService for Kubernetes
+    Kuberay,
+    /// Commands for a shell
+    Vllm,
+    /// Units for systemd
+    Systemd,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -196,7 +220,8 @@ const PLAN_EXAMPLES: &str = "Examples:
   berth plan -f examples/medgemma-16x4.toml --compare
   berth plan -f examples/medgemma-16x4.toml --strategy 1A-lower-090
   berth plan -f examples/medgemma-16x4.toml --strategy half-fp8 --what-if lose=node-3
-  berth plan -f examples/medgemma-16x4.toml --compare --report report.html --lang es";
+  berth plan -f examples/medgemma-16x4.toml --compare --report report.html --lang es
+  berth plan -f examples/medgemma-16x4.toml --strategy 2-dedicate --emit ray --module /opt/berth";
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct UpArgs {
@@ -205,6 +230,16 @@ pub(crate) struct UpArgs {
     /// The gateway's address, in place of the spec's; on loopback
     #[arg(long, value_name = "ADDR:PORT")]
     pub(crate) listen: Option<SocketAddr>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct DoctorArgs {
+    /// The spec
+    #[arg(short, long, value_name = "FILE", default_value = "berth.toml")]
+    pub(crate) file: PathBuf,
+    /// A config for Ray Serve instead, in YAML or JSON: keys that Ray would ignore, values that fail late
+    #[arg(long, value_name = "FILE")]
+    pub(crate) serve_config: Option<PathBuf>,
 }
 
 #[derive(Debug, ClapArgs)]

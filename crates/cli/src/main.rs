@@ -33,6 +33,7 @@ fn run(args: args::Args) -> Result<ExitCode, failure::Failure> {
         Command::Serve(serve) => cmd::serve::run(&args.state, &serve),
         Command::Status(status) => cmd::status::run(&args.state, &status),
         Command::Down(down) => cmd::down::run(&args.state, &down),
+        Command::Doctor(doctor) => cmd::doctor::run(&args.state, &doctor),
         Command::Schema => cmd::schema::run(),
     }
 }

@@ -6,12 +6,12 @@ pub(crate) mod comparison;
 
 use std::io::{IsTerminal as _, Write as _};
 
-use berth_control::{Event, EventKind, Status};
+use berth_control::{DeviceStatus, Event, EventKind, InstanceStatus, Status};
 use berth_core::Plan;
 use berth_core::inventory::InstanceId;
 use berth_core::ledger::LedgerEntry;
 use berth_core::memory::{Footprint, TermKind};
-use berth_core::plan::Change;
+use berth_core::plan::{Change, PlannedDevice};
 use berth_core::report::{ModelReport, PlanReport, PlanVerdict};
 use berth_core::units::Bytes;
 use serde::Serialize;
@@ -124,9 +124,10 @@ pub(crate) fn plan(report: &PlanReport) -> String {
         PlanVerdict::Impossible => "does not fit".to_owned(),
     }];
     let mut rows = vec![row(["device", "has", "budget", "planned", "left", ""])];
-    for device in &report.devices {
+    let (shown, empty) = shown(&report.devices);
+    for device in shown {
         rows.push(row([
-            &device.device.to_string(),
+            &place(device, &report.devices),
             &device.total.to_string(),
             &device.budget.to_string(),
             &device.planned.to_string(),
@@ -134,7 +135,11 @@ pub(crate) fn plan(report: &PlanReport) -> String {
             &bar(device.planned, device.budget, 20),
         ]));
     }
-    out.extend([String::new(), table(&rows), String::new(), table(&model_rows(report))]);
+    out.extend([String::new(), table(&rows)]);
+    if empty > 0 {
+        out.push(format!("{empty} others hold nothing"));
+    }
+    out.extend([String::new(), table(&model_rows(report))]);
     for model in report.models.iter().filter(|model| !model.is_complete()) {
         out.push(String::new());
         out.push(why_not(model));
@@ -143,6 +148,25 @@ pub(crate) fn plan(report: &PlanReport) -> String {
         out.push(format!("note: {note}"));
     }
     out.join("\n")
+}
+
+/// More devices than this are not all shown: of many, those that hold nothing are counted.
+const MOST_DEVICES: usize = 16;
+
+fn shown(devices: &[PlannedDevice]) -> (Vec<&PlannedDevice>, usize) {
+    let holds =
+        |device: &&PlannedDevice| devices.len() <= MOST_DEVICES || device.planned > Bytes::ZERO;
+    let shown: Vec<&PlannedDevice> = devices.iter().filter(holds).collect();
+    let empty = devices.len() - shown.len();
+    (shown, empty)
+}
+
+/// A device's name, with its node's where there are several.
+fn place(device: &PlannedDevice, all: &[PlannedDevice]) -> String {
+    match all.iter().any(|other| other.node != device.node) {
+        true => format!("{} {}", device.node, device.device),
+        false => device.device.to_string(),
+    }
 }
 
 fn model_rows(report: &PlanReport) -> Vec<Vec<String>> {
@@ -201,9 +225,11 @@ pub(crate) fn ledger(entries: &[LedgerEntry]) -> String {
 fn devices(status: &Status) -> String {
     let bytes = |bytes: Option<Bytes>| bytes.map_or_else(|| "-".to_owned(), |b| b.to_string());
     let mut rows = vec![row(["device", "budget", "planned", "observed", "others"])];
-    for device in &status.devices {
+    let all: Vec<PlannedDevice> = status.devices.iter().map(|one| one.planned.clone()).collect();
+    let is_shown = |device: &&DeviceStatus| shown(&all).0.contains(&&device.planned);
+    for device in status.devices.iter().filter(is_shown) {
         rows.push(row([
-            &device.planned.device.to_string(),
+            &place(&device.planned, &all),
             &device.planned.budget.to_string(),
             &device.planned.planned.to_string(),
             &bytes(device.observed),
@@ -211,6 +237,14 @@ fn devices(status: &Status) -> String {
         ]));
     }
     table(&rows)
+}
+
+/// Where an instance listens: on this machine the port says it.
+fn address(instance: &InstanceStatus) -> String {
+    match instance.host.as_str() {
+        "127.0.0.1" | "" => instance.port.to_string(),
+        host => format!("{} {host}:{}", instance.node, instance.port),
+    }
 }
 
 /// What runs.
@@ -223,7 +257,7 @@ pub(crate) fn status(status: &Status) -> String {
         (true, None) => "a change is being made".to_owned(),
         (false, _) => "nobody watches over it: `berth serve` does".to_owned(),
     };
-    let mut rows = vec![row(["instance", "model", "state", "port", "pid", "resident", "why"])];
+    let mut rows = vec![row(["instance", "model", "state", "at", "pid", "resident", "why"])];
     for instance in &status.instances {
         let why = instance.diagnosis.as_ref().map(ToString::to_string).unwrap_or_default();
         let rolled_back = if instance.rolled_back { " (rolled back)" } else { "" };
@@ -231,7 +265,7 @@ pub(crate) fn status(status: &Status) -> String {
             &instance.id.to_string(),
             &instance.model,
             &format!("{}{rolled_back}", instance.state.as_str()),
-            &instance.port.to_string(),
+            &address(instance),
             &instance.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string()),
             &instance.memory.map_or_else(|| "-".to_owned(), |memory| memory.resident.to_string()),
             &why,

@@ -214,6 +214,14 @@ impl Planning {
         Ok(Self { spec, found: Found { models, ..Found::default() }, calibration, speeds })
     }
 
+    /// The plan of a strategy, for machines as they are written down.
+    pub(crate) fn plan(&self, spec: &Spec) -> Result<(Planned, Inventory), Failure> {
+        let inventory = Inventory { nodes: spec.cluster.nodes.clone(), ..Inventory::default() };
+        let engine = self.cluster().engine;
+        let planned = placement::plan_cluster(spec, &inventory, &self.found, &engine, None);
+        Ok((planned.map_err(Failure::bad_spec)?, inventory))
+    }
+
     /// What strategies are tried on.
     pub(crate) fn cluster(&self) -> Cluster<'_> {
         let version = &self.spec.vllm_version;
@@ -250,7 +258,7 @@ fn check(planned: &Planned, spec: &Spec, inventory: &Inventory) -> Result<(), Fa
     Err(Failure::new(error).hint("this is a bug in berth; nothing was changed"))
 }
 
-fn binaries(spec: &Spec, base: &Path) -> Result<BTreeMap<EngineKind, String>, Failure> {
+pub(crate) fn binaries(spec: &Spec, base: &Path) -> Result<BTreeMap<EngineKind, String>, Failure> {
     let is_used = |engine: &EngineKind| spec.deployments.iter().any(|one| one.engine == *engine);
     let find = |(engine, name): (&EngineKind, &String)| {
         let path = binary::find(name, base)?;

@@ -156,7 +156,7 @@ pub fn read(
         let evidence = Evidence {
             reported: entry.and_then(|entry| entry.reported.as_ref()),
             peak_when_ready: when_ready.map(|memory| memory.resident_peak),
-            peak: running.map(|running| running.memory.resident_peak),
+            peak: running.and_then(seen).map(|memory| memory.resident_peak),
         };
         ledger.extend(ledger::entries(planned, &evidence));
     }
@@ -239,11 +239,16 @@ pub(crate) fn status_of(
         host: planned.host.clone(),
         port: planned.port,
         pid: running.map(|running| running.pid),
-        memory: running.map(|running| running.memory),
+        memory: running.and_then(seen),
         failures: record.map_or(0, |record| record.failures),
         rolled_back,
         diagnosis: entry.and_then(|entry| entry.diagnosis.clone()),
     }
+}
+
+/// What the operating system was seen to say of an instance; nothing is seen of another machine's.
+fn seen(running: &RunningInstance) -> Option<ProcessMemory> {
+    Some(running.memory).filter(|memory| *memory != ProcessMemory::default())
 }
 
 /// Instances that run and that the plan doesn't have.
@@ -257,7 +262,7 @@ fn leftovers(plan: Option<&Plan>, running: &[RunningInstance]) -> Vec<InstanceSt
         host: String::new(),
         port: 0,
         pid: Some(running.pid),
-        memory: Some(running.memory),
+        memory: seen(running),
         failures: 0,
         rolled_back: false,
         diagnosis: None,

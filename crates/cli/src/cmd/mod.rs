@@ -2,7 +2,9 @@
 
 pub(crate) mod apply;
 pub(crate) mod calibrate;
+pub(crate) mod doctor;
 pub(crate) mod down;
+pub(crate) mod emit;
 pub(crate) mod explain;
 pub(crate) mod fit;
 pub(crate) mod plan;

@@ -12,6 +12,7 @@ use berth_core::strategy::what_if::WhatIf;
 use berth_core::strategy::{Comparison, Language, StrategyVerdict, Today, compare, document};
 use serde_json::json;
 
+use super::emit;
 use crate::args::ComparingArgs;
 use crate::failure::{DOES_NOT_FIT, Failure};
 use crate::output::{self, comparison};
@@ -19,6 +20,9 @@ use crate::prepare::{self, Planning};
 
 pub(crate) fn run(state: &Path, args: &ComparingArgs) -> Result<ExitCode, Failure> {
     let spec = prepare::spec(&args.plan.file)?;
+    if let Some(how) = args.emit {
+        return emit::run(state, spec, how, args);
+    }
     let is_looked_at = spec.cluster.nodes.is_empty() || spec.cluster.backend == Backend::Ray;
     if args.compare || !is_looked_at {
         return on_a_cluster(state, spec, args);

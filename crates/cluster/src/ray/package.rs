@@ -3,7 +3,9 @@
 //! Ray forgets a package some time after the last replica that uses it, so it is looked for, and put
 //! there anew, before each change.
 
-use std::io::{Cursor, Write as _};
+use std::fs;
+use std::io::{self, Cursor, Write as _};
+use std::path::Path;
 
 use berth_core::digest::Digest;
 use zip::write::SimpleFileOptions;
@@ -41,6 +43,19 @@ pub fn ensure(ray: &Ray) -> Result<(), RayError> {
         return Ok(());
     }
     ray.put(&path, "application/octet-stream", &archive())
+}
+
+/// Writes the module's files into a folder.
+///
+/// # Errors
+/// Where they can't be written.
+pub fn write(folder: &Path) -> io::Result<()> {
+    for (path, text) in FILES {
+        let path = folder.join(path);
+        fs::create_dir_all(path.parent().unwrap_or(folder))?;
+        fs::write(path, text)?;
+    }
+    Ok(())
 }
 
 /// The same bytes for the same files.

@@ -8,12 +8,15 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
+use super::{environment, index, quoted};
 use crate::digest::Digest;
-use crate::inventory::{DeviceId, DeviceKind, InstanceId, Inventory, Node};
+use crate::inventory::{DeviceId, InstanceId, Inventory, Node};
 use crate::plan::{Plan, PlannedInstance};
 
 /// Ray's label that every node has.
 const NODE_ID: &str = "ray.io/node-id";
+/// The label that names nodes where the spec names none.
+pub const NAME_LABEL: &str = "machine";
 /// Ray counts GPUs in parts of this.
 const PARTS: f64 = 10_000.0;
 /// An engine that isn't ready after this long is given up.
@@ -118,35 +121,16 @@ pub fn application(
 /// By the label that names nodes where there is one: Ray's own id changes when a node comes back.
 fn selector(node: &Node, context: &Context<'_>) -> Value {
     let label = context.name_label.filter(|label| node.labels.contains_key(*label));
-    match label {
-        Some(label) => json!({ label: node.labels[label] }),
-        None => json!({ NODE_ID: node.id }),
+    match (label, &node.id) {
+        (Some(label), _) => json!({ label: node.labels[label] }),
+        (None, Some(id)) => json!({ NODE_ID: id }),
+        // A node that is only written down will have its name as a label.
+        (None, None) => json!({ context.name_label.unwrap_or(NAME_LABEL): node.name }),
     }
-}
-
-fn index(node: &Node, id: &DeviceId) -> Option<u32> {
-    let device = node.devices.iter().find(|device| device.id == *id)?;
-    match &device.kind {
-        DeviceKind::Gpu { index, .. } => Some(*index),
-        DeviceKind::Host => None,
-    }
-}
-
-/// The GPUs that the engine sees, in the plan's order; in NVML's count, not in CUDA's.
-fn environment(instance: &PlannedInstance, node: &Node) -> BTreeMap<&'static str, String> {
-    let name = |id: &DeviceId| match id.0.starts_with("GPU-") {
-        true => id.0.clone(),
-        false => index(node, id).map_or_else(String::new, |index| index.to_string()),
-    };
-    let visible: Vec<String> = instance.shares.iter().map(|share| name(&share.device)).collect();
-    BTreeMap::from([
-        ("CUDA_DEVICE_ORDER", "PCI_BUS_ID".to_owned()),
-        ("CUDA_VISIBLE_DEVICES", visible.join(",")),
-    ])
 }
 
 /// Instances that start before it on any of its GPUs.
-fn before<'a>(plan: &'a Plan, instance: &PlannedInstance) -> Vec<&'a InstanceId> {
+pub(super) fn before<'a>(plan: &'a Plan, instance: &PlannedInstance) -> Vec<&'a InstanceId> {
     let earlier = plan.instances.iter().take_while(|one| one.id != instance.id);
     let shares = |one: &&PlannedInstance| {
         one.node == instance.node && one.shares.iter().any(|share| instance.uses(&share.device))
@@ -208,4 +192,29 @@ pub fn starts_alike(one: &Value, other: &Value) -> bool {
         (args, config["deployments"][0]["ray_actor_options"]["label_selector"].clone())
     };
     of(one) == of(other)
+}
+
+/// A whole Serve config that puts a plan in place by hand.
+pub fn config(plan: &Plan, context: &Context<'_>) -> Value {
+    let counted = counted(plan, &BTreeMap::new());
+    let applications = plan.instances.iter();
+    let applications: Vec<Value> =
+        applications.filter_map(|one| application(plan, one, &counted[&one.id], context)).collect();
+    json!({ "proxy_location": "HeadOnly", "applications": applications })
+}
+
+/// The lines that start a Ray cluster of an inventory's nodes, with labels: the first is the head.
+pub fn starts(inventory: &Inventory, name_label: &str) -> Vec<String> {
+    let line = |(at, node): (usize, &Node)| {
+        let mut labels: Vec<String> =
+            node.labels.iter().map(|(label, value)| format!("{label}={value}")).collect();
+        if !node.labels.contains_key(name_label) {
+            labels.insert(0, format!("{name_label}={}", node.name));
+        }
+        let gpus = node.devices.iter().filter(|device| device.is_gpu()).count();
+        let join = if at == 0 { "--head" } else { "--address=HEAD:6379" };
+        let labels = quoted(&labels.join(","));
+        format!("{}: ray start {join} --num-gpus={gpus} --labels {labels}", node.name)
+    };
+    inventory.nodes.iter().enumerate().map(line).collect()
 }

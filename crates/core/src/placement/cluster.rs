@@ -32,7 +32,11 @@ pub fn plan_cluster(
         nodes.iter().map(|node| cards(node).filter_map(Gpu::of_device).collect()).collect();
     let wanted = spec.deployments.iter().map(|one| prepare(one, found));
     let wanted: Vec<Prepared<'_>> = wanted.collect::<Result<_, _>>()?;
-    let runs = running(spec, inventory, found, current);
+    // What a spec says to run counts where nothing is known to be in force.
+    let runs = match current {
+        None => spec.running.clone(),
+        Some(current) => running(spec, inventory, found, current),
+    };
     let running = runs.iter().map(|one| Ok((one, prepare(&one.deployment, found)?)));
     let running: Vec<_> = running.collect::<Result<_, PlanError>>()?;
     let layout = lay_out(&wanted, &running, nodes, &gpus, engine);
@@ -62,14 +66,8 @@ fn cards(node: &Node) -> impl Iterator<Item = &Device> {
 }
 
 /// What the plan in force runs just as the spec still wants it: an instance each.
-fn running(
-    spec: &Spec,
-    inventory: &Inventory,
-    found: &Found,
-    current: Option<&Plan>,
-) -> Vec<Running> {
-    let instances = current.into_iter().flat_map(|plan| &plan.instances);
-    let kept = instances.filter_map(|planned| {
+fn running(spec: &Spec, inventory: &Inventory, found: &Found, current: &Plan) -> Vec<Running> {
+    let kept = current.instances.iter().filter_map(|planned| {
         let mut same = spec.deployments.iter().filter(|one| one.name == planned.deployment);
         let deployment = same.next()?;
         let node = inventory.nodes.iter().find(|node| node.name == planned.node)?;
