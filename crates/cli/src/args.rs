@@ -230,6 +230,12 @@ pub(crate) struct UpArgs {
     /// The gateway's address, in place of the spec's; on loopback
     #[arg(long, value_name = "ADDR:PORT")]
     pub(crate) listen: Option<SocketAddr>,
+    /// Rehearse on emulated machines: those of [[cluster.nodes]], with emulated engines behind real sockets
+    #[arg(long)]
+    pub(crate) emulate: bool,
+    /// With --emulate: how many times faster than real ones engines start and answer
+    #[arg(long, value_name = "TIMES", default_value = "20", requires = "emulate")]
+    pub(crate) speedup: f64,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -6,10 +6,10 @@ pub(crate) mod comparison;
 
 use std::io::{IsTerminal as _, Write as _};
 
-use berth_control::{DeviceStatus, Event, EventKind, InstanceStatus, Status};
+use berth_control::{Event, EventKind, InstanceStatus, Status};
 use berth_core::Plan;
 use berth_core::inventory::InstanceId;
-use berth_core::ledger::LedgerEntry;
+use berth_core::ledger::{self, LedgerEntry};
 use berth_core::memory::{Footprint, TermKind};
 use berth_core::plan::{Change, PlannedDevice};
 use berth_core::report::{ModelReport, PlanReport, PlanVerdict};
@@ -124,10 +124,9 @@ pub(crate) fn plan(report: &PlanReport) -> String {
         PlanVerdict::Impossible => "does not fit".to_owned(),
     }];
     let mut rows = vec![row(["device", "has", "budget", "planned", "left", ""])];
-    let (shown, empty) = shown(&report.devices);
-    for device in shown {
+    for (device, places) in alike(&report.devices) {
         rows.push(row([
-            &place(device, &report.devices),
+            &places,
             &device.total.to_string(),
             &device.budget.to_string(),
             &device.planned.to_string(),
@@ -136,9 +135,6 @@ pub(crate) fn plan(report: &PlanReport) -> String {
         ]));
     }
     out.extend([String::new(), table(&rows)]);
-    if empty > 0 {
-        out.push(format!("{empty} others hold nothing"));
-    }
     out.extend([String::new(), table(&model_rows(report))]);
     for model in report.models.iter().filter(|model| !model.is_complete()) {
         out.push(String::new());
@@ -150,22 +146,35 @@ pub(crate) fn plan(report: &PlanReport) -> String {
     out.join("\n")
 }
 
-/// More devices than this are not all shown: of many, those that hold nothing are counted.
-const MOST_DEVICES: usize = 16;
-
-fn shown(devices: &[PlannedDevice]) -> (Vec<&PlannedDevice>, usize) {
-    let holds =
-        |device: &&PlannedDevice| devices.len() <= MOST_DEVICES || device.planned > Bytes::ZERO;
-    let shown: Vec<&PlannedDevice> = devices.iter().filter(holds).collect();
-    let empty = devices.len() - shown.len();
-    (shown, empty)
+/// Devices with their places; those of several nodes that are alike in a line.
+fn alike(devices: &[PlannedDevice]) -> Vec<(&PlannedDevice, String)> {
+    let mut groups: Vec<(&PlannedDevice, Vec<&str>)> = Vec::new();
+    for device in devices {
+        let same = |(other, _): &&mut (&PlannedDevice, Vec<&str>)| {
+            let of = |one: &PlannedDevice| (one.device.clone(), one.total, one.budget, one.planned);
+            of(other) == of(device)
+        };
+        match groups.iter_mut().find(same) {
+            Some((_, nodes)) => nodes.push(&device.node),
+            None => groups.push((device, vec![&device.node])),
+        }
+    }
+    let has_one_node = devices.iter().all(|device| device.node == devices[0].node);
+    let place = |(device, nodes): (&'_ PlannedDevice, Vec<&str>)| match nodes.as_slice() {
+        _ if has_one_node => device.device.to_string(),
+        [node] => format!("{node} {}", device.device),
+        [first, .., last] => format!("{first} .. {last} ({}) {}", nodes.len(), device.device),
+        [] => String::new(),
+    };
+    groups.into_iter().map(|(device, nodes)| (device, place((device, nodes)))).collect()
 }
 
-/// A device's name, with its node's where there are several.
-fn place(device: &PlannedDevice, all: &[PlannedDevice]) -> String {
-    match all.iter().any(|other| other.node != device.node) {
-        true => format!("{} {}", device.node, device.device),
-        false => device.device.to_string(),
+/// The first of a longer list.
+fn some(all: &[String]) -> String {
+    const MOST: usize = 4;
+    match all.len() {
+        ..=MOST => all.join(", "),
+        count => format!("{} and {} more", all[..MOST].join(", "), count - MOST),
     }
 }
 
@@ -188,7 +197,7 @@ fn model_rows(report: &PlanReport) -> Vec<Vec<String>> {
         if let (Some(last), false) =
             (rows.last_mut().and_then(|row| row.last_mut()), devices.is_empty())
         {
-            *last = devices.join(", ");
+            *last = some(&devices);
         }
     }
     rows
@@ -204,11 +213,19 @@ fn why_not(model: &ModelReport) -> String {
     lines.join("\n")
 }
 
+/// Of a longer ledger only the totals are shown.
+const MOST_ENTRIES: usize = 60;
+
 /// The ledger: planned, reported and observed side by side.
 pub(crate) fn ledger(entries: &[LedgerEntry]) -> String {
+    let is_shown =
+        |entry: &&LedgerEntry| entries.len() <= MOST_ENTRIES || entry.term == ledger::LIMIT;
+    let mut shown: Vec<&LedgerEntry> = entries.iter().filter(is_shown).collect();
+    // Ranks of an instance take the same, as a rule.
+    shown.dedup();
     let bytes = |bytes: Option<Bytes>| bytes.map_or_else(|| "-".to_owned(), |b| b.to_string());
     let mut rows = vec![row(["instance", "term", "planned", "reported", "observed", "error"])];
-    for entry in entries {
+    for entry in shown {
         let error = entry.error.map_or_else(|| "-".to_owned(), |e| format!("{:+.1}%", e * 100.0));
         rows.push(row([
             &entry.instance.to_string(),
@@ -226,10 +243,12 @@ fn devices(status: &Status) -> String {
     let bytes = |bytes: Option<Bytes>| bytes.map_or_else(|| "-".to_owned(), |b| b.to_string());
     let mut rows = vec![row(["device", "budget", "planned", "observed", "others"])];
     let all: Vec<PlannedDevice> = status.devices.iter().map(|one| one.planned.clone()).collect();
-    let is_shown = |device: &&DeviceStatus| shown(&all).0.contains(&&device.planned);
-    for device in status.devices.iter().filter(is_shown) {
+    for (planned, places) in alike(&all) {
+        let Some(device) = status.devices.iter().find(|one| one.planned == *planned) else {
+            continue;
+        };
         rows.push(row([
-            &place(&device.planned, &all),
+            &places,
             &device.planned.budget.to_string(),
             &device.planned.planned.to_string(),
             &bytes(device.observed),

@@ -8,6 +8,7 @@ use std::path::Path;
 use berth_cluster::local::{self, StateDir};
 use berth_control::Journal;
 use berth_core::memory::vllm::{Calibration, Engine};
+use berth_core::model::known;
 use berth_core::perf::Speeds;
 use berth_core::placement::{self, Found, LocatedModel, Planned};
 use berth_core::spec::error::nearest;
@@ -94,7 +95,14 @@ pub(crate) fn plan(
     listen: Option<SocketAddr>,
     journal: &Journal,
 ) -> Result<Planned, Failure> {
-    let mut spec = with_strategy(spec(&args.file)?, args.strategy.as_deref())?;
+    let mut spec = chosen(state, args, spec(&args.file)?)?;
+    let current = journal.current()?.map(|journalled| journalled.plan);
+    // A rehearsal's state is for its emulated machines, whatever the spec says.
+    let rehearsal =
+        current.as_ref().and_then(|plan| plan.ray.as_ref()).filter(|ray| ray.is_emulated);
+    if let Some(ray) = rehearsal {
+        (spec.cluster.backend, spec.cluster.ray) = (Backend::Ray, ray.clone());
+    }
     let is_ray = spec.cluster.backend == Backend::Ray;
     if !spec.cluster.nodes.is_empty() && !is_ray {
         return Err(Failure::bad_spec(anyhow::anyhow!(
@@ -129,15 +137,14 @@ pub(crate) fn plan(
         spec.gateway.listen = listen;
     }
     let base = base(&args.file);
-    let folder = std::path::absolute(base).map_err(Failure::new)?.to_string_lossy().into_owned();
     if is_ray {
-        return plan_on_ray(state, args, &spec, folder, journal);
+        return plan_on_ray(state, args, &spec, journal);
     }
+    let folder = std::path::absolute(base).map_err(Failure::new)?.to_string_lossy().into_owned();
     let binaries = binaries(&spec, base)?;
     let models = models(&spec.deployments, base)?;
     let found = Found { folder, binaries, models };
     let inventory = inventory(journal)?;
-    let current = journal.current()?.map(|journalled| journalled.plan);
     refuse_to_move(current.as_ref(), None)?;
     let mut planned =
         placement::plan(&spec, &inventory, &found, current.as_ref()).map_err(Failure::bad_spec)?;
@@ -146,17 +153,50 @@ pub(crate) fn plan(
     Ok(planned)
 }
 
+/// The spec with the strategy that is asked for: one of its own, or on machines that are written down one that
+/// berth finds.
+fn chosen(state: &Path, args: &PlanArgs, spec: Spec) -> Result<Spec, Failure> {
+    let own = |name: &str| spec.strategies.iter().any(|one| one.name == name);
+    match args.strategy.as_deref() {
+        Some(name) if !own(name) && !spec.cluster.nodes.is_empty() => {
+            Ok(Planning::new(state, &args.file, spec)?.strategy(name)?.spec)
+        }
+        name => with_strategy(spec, name),
+    }
+}
+
+/// vLLM knows repositories and folders; a name of berth's own is none of these.
+fn refuse_short_names(spec: &Spec) -> Result<(), Failure> {
+    for one in spec.deployments.iter().filter(|one| one.engine == EngineKind::Vllm) {
+        let source = one.source.to_string();
+        let Some(known) = known::find(&source).filter(|known| known.name == source) else {
+            continue;
+        };
+        let error = anyhow::anyhow!(
+            "{}: vLLM can't load `{source}`: only berth knows it by that name",
+            one.name
+        );
+        let repositories = known.repos.join("\" or \"");
+        return Err(Failure::bad_spec(error).hint(format!(
+            "write source = \"{repositories}\", or a folder that every machine has"
+        )));
+    }
+    Ok(())
+}
+
 /// Plans a spec on the machines of its Ray cluster. Programs are where the machines have them, which isn't
 /// seen from here.
 fn plan_on_ray(
     state: &Path,
     args: &PlanArgs,
     spec: &Spec,
-    folder: String,
     journal: &Journal,
 ) -> Result<Planned, Failure> {
+    if !spec.cluster.ray.is_emulated {
+        refuse_short_names(spec)?;
+    }
     let models = models(&spec.deployments, base(&args.file))?;
-    let found = Found { folder, binaries: BTreeMap::new(), models };
+    let found = on_machines(models);
     let current = journal.current()?.map(|journalled| journalled.plan);
     refuse_to_move(current.as_ref(), Some(&spec.cluster.ray))?;
     let inventory = on_ray(&spec.cluster.ray, journal, current.as_ref())?;
@@ -171,6 +211,12 @@ fn plan_on_ray(
     planned.plan.strategy.clone_from(&args.strategy);
     check(&planned, spec, &inventory)?;
     Ok(planned)
+}
+
+/// Models for machines whose disks aren't seen from here: engines start in the root folder, and programs are
+/// looked for there.
+fn on_machines(models: BTreeMap<String, LocatedModel>) -> Found {
+    Found { folder: "/".to_owned(), binaries: BTreeMap::new(), models }
 }
 
 /// What runs here under a plan can't be looked after under a plan for somewhere else.
@@ -211,15 +257,25 @@ impl Planning {
         let models = models(&deployments, base(file))?;
         let calibration = calibrate::with_builtin(state)?;
         let speeds = calibrate::speeds(state)?;
-        Ok(Self { spec, found: Found { models, ..Found::default() }, calibration, speeds })
+        Ok(Self { spec, found: on_machines(models), calibration, speeds })
     }
 
     /// The plan of a strategy, for machines as they are written down.
     pub(crate) fn plan(&self, spec: &Spec) -> Result<(Planned, Inventory), Failure> {
         let inventory = Inventory { nodes: spec.cluster.nodes.clone(), ..Inventory::default() };
+        Ok((self.plan_on(spec, &inventory)?, inventory))
+    }
+
+    /// The same for machines that were looked at.
+    pub(crate) fn plan_on(&self, spec: &Spec, inventory: &Inventory) -> Result<Planned, Failure> {
         let engine = self.cluster().engine;
-        let planned = placement::plan_cluster(spec, &inventory, &self.found, &engine, None);
-        Ok((planned.map_err(Failure::bad_spec)?, inventory))
+        placement::plan_cluster(spec, inventory, &self.found, &engine, None)
+            .map_err(Failure::bad_spec)
+    }
+
+    /// The models that were found.
+    pub(crate) fn models(&self) -> impl Iterator<Item = &LocatedModel> {
+        self.found.models.values()
     }
 
     /// What strategies are tried on.

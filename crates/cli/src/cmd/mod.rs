@@ -8,6 +8,7 @@ pub(crate) mod emit;
 pub(crate) mod explain;
 pub(crate) mod fit;
 pub(crate) mod plan;
+mod rehearse;
 pub(crate) mod rollback;
 pub(crate) mod schema;
 pub(crate) mod serve;

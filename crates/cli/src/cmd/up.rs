@@ -10,13 +10,16 @@ use berth_core::placement::Planned;
 use berth_core::report::PlanVerdict;
 use berth_gateway::Gateway;
 
-use super::{plan, serve, status};
+use super::{plan, rehearse, serve, status};
 use crate::args::UpArgs;
 use crate::failure::Failure;
 use crate::lifecycle::{self, DRAIN_LIMIT};
 use crate::{output, prepare};
 
 pub(crate) fn run(state: &Path, args: &UpArgs) -> Result<ExitCode, Failure> {
+    if args.emulate {
+        return rehearse::run(state, args);
+    }
     let dir = prepare::state_dir(state)?;
     let planned = prepare::plan(state, &args.plan, args.listen, &Journal::open(&dir.journal())?)?;
     plan::show(&planned, false)?;
@@ -26,7 +29,7 @@ pub(crate) fn run(state: &Path, args: &UpArgs) -> Result<ExitCode, Failure> {
     lifecycle::runtime()?.block_on(up(&dir, &planned))
 }
 
-async fn up(dir: &StateDir, planned: &Planned) -> Result<ExitCode, Failure> {
+pub(super) async fn up(dir: &StateDir, planned: &Planned) -> Result<ExitCode, Failure> {
     let gateway = Gateway::new(planned.plan.gateway.max_body.0);
     let mut controller = lifecycle::controller(dir, Some(&gateway))?.ok_or_else(serve::taken)?;
     let listener = lifecycle::bind(planned.plan.gateway.listen).await?;

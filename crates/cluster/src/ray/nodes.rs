@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use berth_core::gpu::GpuKind;
 use berth_core::inventory::{Cpu, Device, DeviceId, DeviceKind, Inventory, Node};
+use berth_core::spec::nodes::natural;
 use berth_core::units::Bytes;
 use serde_json::Value;
 
@@ -85,7 +86,7 @@ pub fn inventory(
         let devices = devices(node, report, &found, written, &mut inventory.notes);
         inventory.nodes.push(Node { devices, ..found });
     }
-    inventory.nodes.sort_by(|a, b| a.name.cmp(&b.name));
+    inventory.nodes.sort_by(|a, b| natural(&a.name).cmp(&natural(&b.name)));
     Ok(inventory)
 }
 

@@ -181,17 +181,12 @@ pub fn parts_of(config: &Value, gpus: usize) -> Vec<f64> {
     vec![all / gpus.max(1) as f64; gpus]
 }
 
-/// Whether two applications start the same thing in the same place: the order of starts and the module
-/// that does it may differ, for which nothing needs to restart.
+/// Whether two applications start the same thing in the same place. The order of starts, the bytes that are
+/// waited for and the module that does it may differ: nothing needs to restart for that.
 pub fn starts_alike(one: &Value, other: &Value) -> bool {
-    let of = |config: &Value| {
-        let mut args = config["args"].clone();
-        for name in ["after", "module_version"] {
-            args[name] = Value::Null;
-        }
-        (args, config["deployments"][0]["ray_actor_options"]["label_selector"].clone())
-    };
-    of(one) == of(other)
+    let selector =
+        |config: &Value| config["deployments"][0]["ray_actor_options"]["label_selector"].clone();
+    identity(one) == identity(other) && selector(one) == selector(other)
 }
 
 /// A whole Serve config that puts a plan in place by hand.

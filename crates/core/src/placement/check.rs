@@ -208,10 +208,14 @@ fn check_memory(plan: &Plan, spec: &Spec, inventory: &Inventory, violations: &mu
     }
 }
 
-/// What models may take on a device, counted anew: never more than nobody else uses, never more
-/// than the spec allows, and less what shall stay free.
+/// What models may take on a device, counted anew: never more than nobody else uses. Of the host's memory
+/// never more than the spec allows, less what shall stay free; engines on GPUs size themselves, and what
+/// they leave is told as a note.
 fn available_on(device: &Device, spec: &Spec) -> Bytes {
     let unused = device.total.0.saturating_sub(device.used_by_others.0);
+    if device.is_gpu() {
+        return Bytes(unused);
+    }
     let limit = match (&device.kind, spec.cluster.host_budget) {
         (DeviceKind::Host, Some(budget)) => unused.min(budget.0),
         _ => unused,

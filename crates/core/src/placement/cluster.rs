@@ -14,6 +14,7 @@ use crate::report::{ModelReport, PlanReport, PlanVerdict};
 use crate::spec::{
     Backend, Deployment, DeviceSelector, NodeRule, PORT_RANGE, Replicas, Running, Spec,
 };
+use crate::units::Bytes;
 
 /// Plans a spec on the GPUs of an inventory's nodes. `current` is the plan in force: what it runs as it is
 /// wanted stays where it is.
@@ -45,6 +46,8 @@ pub fn plan_cluster(
     let instances = cluster.instances(current)?;
     let devices = cluster.devices(&instances);
     let models = cluster.reports();
+    let mut notes = inventory.notes.clone();
+    notes.extend(tight(spec, &devices));
     let fits = models.iter().all(ModelReport::is_complete);
     let verdict = if fits { PlanVerdict::Fits } else { PlanVerdict::Impossible };
     let parent = current.map(Plan::digest);
@@ -56,9 +59,27 @@ pub fn plan_cluster(
         plan_digest: plan.digest(),
         devices: plan.devices.clone(),
         models,
-        notes: inventory.notes.clone(),
+        notes,
     };
     Ok(Planned { plan, report })
+}
+
+/// GPUs that are left with less than shall stay free.
+fn tight(spec: &Spec, devices: &[PlannedDevice]) -> Option<String> {
+    let kept =
+        |device: &PlannedDevice| spec.cluster.headroom.unwrap_or(Bytes(device.total.0 / 100 * 3));
+    let is_tight =
+        |device: &&PlannedDevice| device.planned > Bytes::ZERO && device.headroom() < kept(device);
+    let tight: Vec<&PlannedDevice> = devices.iter().filter(is_tight).collect();
+    let least = tight.iter().min_by_key(|device| device.headroom())?;
+    Some(format!(
+        "{} GPUs are left with less than {} free, the fullest ({} {}) with {}",
+        tight.len(),
+        kept(least),
+        least.node,
+        least.device,
+        least.headroom()
+    ))
 }
 
 fn cards(node: &Node) -> impl Iterator<Item = &Device> {
@@ -68,17 +89,20 @@ fn cards(node: &Node) -> impl Iterator<Item = &Device> {
 /// What the plan in force runs just as the spec still wants it: an instance each.
 fn running(spec: &Spec, inventory: &Inventory, found: &Found, current: &Plan) -> Vec<Running> {
     let kept = current.instances.iter().filter_map(|planned| {
-        let mut same = spec.deployments.iter().filter(|one| one.name == planned.deployment);
-        let deployment = same.next()?;
         let node = inventory.nodes.iter().find(|node| node.name == planned.node)?;
-        let (binary, args) = command(spec, found, deployment, node, planned.port);
-        let is_same = (binary.as_str(), &args) == (planned.binary.as_str(), &planned.args);
+        let is_same = |one: &&Deployment| {
+            let (binary, args) = command(spec, found, one, node, planned.port);
+            one.model == planned.model
+                && one.nodes.matches(node)
+                && (binary.as_str(), &args) == (planned.binary.as_str(), &planned.args)
+        };
+        let deployment = spec.deployments.iter().find(is_same)?;
         let devices = planned.shares.iter().filter_map(|share| {
             let index = cards(node).position(|device| device.id == share.device)?;
             Some(DeviceSelector::GpuIndex(index as u32))
         });
         let devices: Vec<DeviceSelector> = devices.collect();
-        (is_same && devices.len() == planned.shares.len()).then(|| Running {
+        (devices.len() == planned.shares.len()).then(|| Running {
             deployment: Deployment {
                 nodes: NodeRule::of_names([planned.node.clone()]),
                 devices,
@@ -127,7 +151,7 @@ impl Cluster<'_> {
         seats.sort_by_key(|(at, seat)| (!seat.is_kept, *at));
         let mut named: BTreeMap<usize, InstanceId> = BTreeMap::new();
         for (at, seat) in seats {
-            let deployment = &self.wanted[seat.deployment].deployment.name;
+            let deployment = self.wanted[seat.deployment].deployment;
             let node = &self.inventory.nodes[seat.node];
             let devices: Vec<&DeviceId> =
                 cards(node).skip(seat.first_gpu).take(seat.gpus).map(|one| &one.id).collect();
@@ -226,8 +250,8 @@ fn footprint(seat: &Seat, rank: usize) -> Footprint {
     terms
 }
 
-/// Instances keep the name that they have under the plan in force: an instance on the same GPUs is the
-/// same. New ones take the lowest free number.
+/// Instances keep the name that they have under the plan in force: one of the same model on the same GPUs is
+/// the same, whatever group of the model it is in now. New ones take the lowest free number.
 struct Ids<'a> {
     current: Vec<&'a PlannedInstance>,
     taken: BTreeSet<InstanceId>,
@@ -239,18 +263,18 @@ impl<'a> Ids<'a> {
         Self { current, taken: BTreeSet::new() }
     }
 
-    fn take(&mut self, deployment: &str, node: &str, devices: &[&DeviceId]) -> InstanceId {
+    fn take(&mut self, deployment: &Deployment, node: &str, devices: &[&DeviceId]) -> InstanceId {
         let is_same = |one: &&&PlannedInstance| {
-            one.deployment == deployment
+            one.model == deployment.model
                 && one.node == node
                 && one.shares.iter().map(|share| &share.device).eq(devices.iter().copied())
         };
         let kept = self.current.iter().find(is_same).map(|one| one.id.clone());
         let is_free = |id: &InstanceId| !self.taken.contains(id);
         let others = |id: &InstanceId| self.current.iter().any(|one| one.id == *id);
-        let mut numbers = (0..).map(|number| InstanceId::new(deployment, number));
+        let mut numbers = (0..).map(|number| InstanceId::new(&deployment.name, number));
         let id = kept.filter(is_free).or_else(|| numbers.find(|id| is_free(id) && !others(id)));
-        let id = id.unwrap_or_else(|| InstanceId::new(deployment, 0));
+        let id = id.unwrap_or_else(|| InstanceId::new(&deployment.name, 0));
         self.taken.insert(id.clone());
         id
     }

@@ -204,8 +204,8 @@ pub(super) fn planned(raw: Vec<RawNodes>, problems: &mut Problems<'_>) -> Vec<No
     nodes
 }
 
-/// `node-10` after `node-9`.
-fn natural(name: &str) -> (&str, usize, &str) {
+/// Orders names as people do: `node-10` after `node-9`.
+pub fn natural(name: &str) -> (&str, usize, &str) {
     let digits = name.trim_end_matches(|c: char| c.is_ascii_digit()).len();
     let (stem, number) = name.split_at(digits);
     (stem, number.trim_start_matches('0').len(), number)

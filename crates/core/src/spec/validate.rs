@@ -75,6 +75,9 @@ pub struct RaySpec {
     pub name_label: Option<String>,
     /// What is said of its nodes where Ray can't tell.
     pub written: Vec<Node>,
+    /// Whether it is a rehearsal's: nothing of it is real.
+    #[serde(default)]
+    pub is_emulated: bool,
 }
 
 /// The one address in front of all models.
@@ -254,7 +257,13 @@ fn ray(raw: RawRay, problems: &mut Problems<'_>) -> RaySpec {
         }
         address.into_inner()
     });
-    RaySpec { address, token_file: raw.token_file, name_label: raw.name_label, written: Vec::new() }
+    RaySpec {
+        address,
+        token_file: raw.token_file,
+        name_label: raw.name_label,
+        written: Vec::new(),
+        is_emulated: false,
+    }
 }
 
 fn gateway(raw: RawGateway, problems: &mut Problems<'_>) -> GatewaySpec {

@@ -1,0 +1,193 @@
+//! `berth up --emulate`: the whole case on one machine, with berth's own code from plan to gateway.
+//!
+//! What is emulated is never a measurement: nothing here looks at a figure.
+
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
+use std::io::{BufRead as _, BufReader};
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+const CASE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/medgemma-16x4.toml");
+/// The longest that anything may take on a slow, busy machine.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// A rehearsal in the background.
+struct Rehearsal {
+    folder: tempfile::TempDir,
+    spec: PathBuf,
+    gateway: u16,
+    child: Child,
+    said: String,
+}
+
+impl Rehearsal {
+    fn start(spec: &str, more: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("berth.toml");
+        std::fs::write(&file, spec).unwrap();
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let gateway = listener.local_addr().unwrap().port();
+        drop(listener);
+        let mut up = Command::new(env!("CARGO_BIN_EXE_berth"));
+        up.args(["up", "--emulate", "--speedup", "200", "-f"]).arg(&file);
+        up.args(["--listen", &format!("127.0.0.1:{gateway}"), "--state"]).arg(folder.path());
+        let child = up.args(more).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut this = Self { folder, spec: file, gateway, child, said: String::new() };
+        let mut lines = BufReader::new(this.child.stderr.take().unwrap());
+        while !this.said.contains("Ctrl-C stops them") {
+            let mut line = String::new();
+            assert!(lines.read_line(&mut line).unwrap() > 0, "it ended:\n{}", this.said);
+            this.said.push_str(&line);
+        }
+        std::thread::spawn(move || std::io::copy(&mut lines, &mut std::io::sink()));
+        this
+    }
+
+    /// Runs another command on it.
+    fn run(&self, args: &[&str]) -> (i32, String) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_berth"));
+        command.args(args).arg("--state").arg(self.folder.path().join("emulated"));
+        let output = command.env_remove("RUST_LOG").output().unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.code().unwrap(), String::from_utf8(text).unwrap())
+    }
+
+    fn apply(&self, strategy: &str) -> (i32, String) {
+        self.run(&["apply", "-f", self.spec.to_str().unwrap(), "--strategy", strategy])
+    }
+
+    fn instances(&self) -> Vec<Value> {
+        let (code, text) = self.run(&["status", "--json"]);
+        assert_eq!(code, 0, "{text}");
+        let status: Value = serde_json::from_str(&text).unwrap();
+        status["instances"].as_array().unwrap().clone()
+    }
+
+    fn states(&self, state: &str) -> usize {
+        self.instances().iter().filter(|instance| instance["state"] == state).count()
+    }
+
+    fn wait_for(&self, what: &str, mut holds: impl FnMut() -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !holds() {
+            assert!(Instant::now() < deadline, "waited too long until {what}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// What the gateway answers, and whether it says that it is emulated.
+    fn ask(&self, model: &str) -> Option<(String, bool)> {
+        let url = format!("http://127.0.0.1:{}/v1/chat/completions", self.gateway);
+        let message = json!({ "role": "user", "content": "hello" });
+        let body = json!({ "model": model, "max_tokens": 4, "messages": [message] });
+        let answer = ureq::post(url).send(body.to_string()).ok()?;
+        let is_marked = answer.headers().get("x-berth-emulated").is_some();
+        let answer: Value =
+            serde_json::from_str(&answer.into_body().read_to_string().ok()?).ok()?;
+        Some((answer["choices"][0]["message"]["content"].as_str()?.to_owned(), is_marked))
+    }
+
+    fn node(&self, name: &str, alive: bool) {
+        let (before, _) = self.said.split_once("/emulator/nodes").unwrap();
+        let address = &before[before.rfind("http://").unwrap()..];
+        let url = format!("{address}/emulator/nodes/{name}");
+        ureq::post(url).send(json!({ "alive": alive }).to_string()).unwrap();
+    }
+}
+
+impl Drop for Rehearsal {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+#[test]
+fn the_case_from_plan_to_answer() {
+    let spec = std::fs::read_to_string(CASE).unwrap();
+    let rehearsal = Rehearsal::start(&spec, &["--strategy", "node-for-newcomer"]);
+    assert!(rehearsal.said.contains("EVERYTHING BELOW IS EMULATED"), "{}", rehearsal.said);
+    assert!(rehearsal.said.contains("15 stay as they are"), "{}", rehearsal.said);
+    assert_eq!(rehearsal.states("ready"), 19);
+    for model in ["medgemma-27b", "medgemma-4b"] {
+        assert_eq!(rehearsal.ask(model), Some(("this answer is emulated ".to_owned(), true)));
+    }
+
+    rehearsal.node("node-3", false);
+    rehearsal.wait_for("the lost node is seen", || rehearsal.states("ready") == 18);
+    assert!(rehearsal.ask("medgemma-27b").is_some(), "the others serve on");
+    rehearsal.node("node-3", true);
+    rehearsal.wait_for("it runs again", || rehearsal.states("ready") == 19);
+
+    let (code, text) = rehearsal.apply("half-fp8");
+    assert_eq!(code, 0, "{text}");
+    for says in ["+ medgemma-27b-here-0 starts on node-0", "17 stay as they are"] {
+        assert!(text.contains(says), "{text}\n\ndoes not say {says}");
+    }
+    assert_eq!(rehearsal.states("ready"), 18);
+    let (code, text) = rehearsal.run(&["rollback"]);
+    assert_eq!(code, 0, "{text}");
+    rehearsal.wait_for("it is as it was", || rehearsal.states("ready") == 19);
+    let (code, text) = rehearsal.apply("1A-lower-090");
+    assert!(code == 3 && text.contains("less than desired GPU memory utilization"), "{text}");
+    assert_eq!(rehearsal.states("ready"), 19, "what can't be changes nothing");
+}
+
+#[test]
+fn sixty_four_machines_through_the_same_code() {
+    let spec = "[[cluster.nodes]]\nnames = \"n[0-63]\"\ngpu = \"A10\"\ngpus = 4\n\
+                [models.small]\nsource = \"medgemma-4b\"\nengine = \"vllm\"\n\
+                replicas = { min = 64, max = 128 }\nspread = { over = \"node\", most = 2 }\n\
+                flags = { max_model_len = 8192, enforce_eager = true }\n";
+    let rehearsal = Rehearsal::start(spec, &[]);
+    assert_eq!(rehearsal.states("ready"), 128);
+    assert!(rehearsal.ask("small").is_some());
+}
+
+#[test]
+fn engines_fail_as_real_ones_do() {
+    let spec = "[[cluster.nodes]]\nnames = \"n[0-1]\"\ngpu = \"A10\"\n\
+                [models.small]\nsource = \"medgemma-4b\"\nengine = \"vllm\"\n\
+                flags = { max_model_len = 8192, enforce_eager = true }\n";
+    let rehearsal = Rehearsal::start(spec, &[]);
+    let engine = || {
+        let instance = rehearsal.instances().remove(0);
+        format!("http://{}:{}", instance["host"].as_str().unwrap(), instance["port"])
+    };
+    let set = |fault: &str| {
+        let url = format!("{}/emulator/fault", engine());
+        ureq::post(url).send(json!({ "fault": fault }).to_string()).is_ok()
+    };
+    let stream = || {
+        let message = json!({ "role": "user", "content": "hello" });
+        let body =
+            json!({ "model": "small", "max_tokens": 8, "stream": true, "messages": [message] });
+        let url = format!("{}/v1/chat/completions", engine());
+        ureq::post(url).send(body.to_string()).unwrap().into_body().read_to_string()
+    };
+    let whole = stream().unwrap();
+    assert_eq!(whole.matches("data: {").count(), 8, "{whole}");
+    assert!(whole.ends_with("data: [DONE]\n\n"), "{whole}");
+    let metrics = ureq::get(format!("{}/metrics", engine())).call().unwrap();
+    let metrics = metrics.into_body().read_to_string().unwrap();
+    assert!(
+        metrics.contains("vllm:num_requests_running{engine=\"0\",model_name=\"small\"} 0"),
+        "{metrics}"
+    );
+
+    assert!(set("crash_in_stream"));
+    assert!(stream().is_err(), "it breaks off");
+    rehearsal.wait_for("Serve has brought it up again", || rehearsal.ask("small").is_some());
+    assert!(set("out_of_memory"));
+    assert!(rehearsal.ask("small").is_none());
+    rehearsal.wait_for("it is up again", || rehearsal.ask("small").is_some());
+    assert!(set("refuse"));
+    assert!(rehearsal.ask("small").is_none());
+    assert!(set("none") && rehearsal.ask("small").is_some());
+    assert!(!set("nonsense"));
+}
