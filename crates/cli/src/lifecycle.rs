@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use berth_cluster::local::StateDir;
-use berth_control::controller::Turn;
+use berth_control::controller::{InFlight, Turn};
 use berth_control::{Controller, Event, InstanceState, InstanceStatus, Journal};
 use berth_core::inventory::InstanceId;
 use berth_gateway::{Gateway, Routes, UpstreamState};
@@ -36,13 +36,13 @@ pub(crate) fn controller(
             output::talk(&output::event(&event));
         }
     });
-    let gateway = gateway.cloned();
-    let in_flight = move |id: &InstanceId| {
-        gateway.as_ref().map_or(0, |gateway| gateway.routes().in_flight(&id.0))
-    };
+    let in_flight = gateway.cloned().map(|gateway| {
+        let count = move |id: &InstanceId| gateway.routes().in_flight(&id.0);
+        Arc::new(count) as InFlight
+    });
     let current = Journal::open(&dir.journal())?.current()?;
     let plan = current.as_ref().map(|current| &current.plan);
-    Ok(Controller::open(dir.clone(), plan, Arc::new(in_flight), events)?)
+    Ok(Controller::open(dir.clone(), plan, in_flight, events)?)
 }
 
 /// Turns until there is nothing left to do.
@@ -101,9 +101,10 @@ fn publish(gateway: Option<&Gateway>, turn: &Turn) {
 fn state(state: InstanceState) -> UpstreamState {
     match state {
         InstanceState::Ready => UpstreamState::Ready,
-        InstanceState::Planned | InstanceState::Starting | InstanceState::Backoff => {
-            UpstreamState::Starting
-        }
+        InstanceState::Planned
+        | InstanceState::Spare
+        | InstanceState::Starting
+        | InstanceState::Backoff => UpstreamState::Starting,
         InstanceState::Failed => UpstreamState::Failed,
         InstanceState::Stopping => UpstreamState::Draining,
     }

@@ -149,6 +149,36 @@ fn sixty_four_machines_through_the_same_code() {
     assert!(rehearsal.ask("small").is_some());
 }
 
+/// More instances while more is asked, fewer when it is over; each only where the plan has room.
+#[test]
+fn instances_follow_what_is_asked() {
+    let spec = "[[cluster.nodes]]\nnames = \"n[0-3]\"\ngpu = \"A10\"\n\
+                [models.small]\nsource = \"medgemma-4b\"\nengine = \"vllm\"\n\
+                replicas = { min = 1, max = 9 }\n\
+                scale = { target_ongoing_requests = 2, up_delay_s = 1, down_delay_s = 2 }\n\
+                flags = { max_model_len = 8192, enforce_eager = true }\n";
+    let rehearsal = Rehearsal::start(spec, &[]);
+    assert_eq!((rehearsal.states("ready"), rehearsal.states("spare")), (1, 3));
+    let url = format!("http://127.0.0.1:{}/v1/completions", rehearsal.gateway);
+    let is_over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|threads| {
+        for _ in 0..16 {
+            threads.spawn(|| {
+                let body =
+                    json!({ "model": "small", "max_tokens": 4000, "prompt": "a" }).to_string();
+                while !is_over.load(std::sync::atomic::Ordering::Relaxed) {
+                    let request = ureq::post(&url).config().timeout_global(Some(PATIENCE)).build();
+                    assert!(request.send(body.clone()).is_ok(), "no request is lost on the way");
+                }
+            });
+        }
+        rehearsal.wait_for("all four run", || rehearsal.states("ready") == 4);
+        is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    rehearsal.wait_for("one is left", || rehearsal.states("spare") == 3);
+    assert_eq!(rehearsal.states("ready"), 1);
+}
+
 #[test]
 fn engines_fail_as_real_ones_do() {
     let spec = "[[cluster.nodes]]\nnames = \"n[0-1]\"\ngpu = \"A10\"\n\

@@ -68,7 +68,7 @@ impl Controller {
     pub fn open(
         dir: StateDir,
         plan: Option<&Plan>,
-        in_flight: InFlight,
+        in_flight: Option<InFlight>,
         events: mpsc::UnboundedSender<Event>,
     ) -> Result<Option<Self>, ControllerError> {
         let lock =

@@ -31,7 +31,7 @@ pub struct LocalController {
     dir: StateDir,
     book: Book,
     state_id: String,
-    in_flight: InFlight,
+    in_flight: Option<InFlight>,
     /// The processes that were seen last.
     running: Vec<RunningInstance>,
     children: HashMap<u32, Child>,
@@ -51,7 +51,7 @@ impl LocalController {
         dir: StateDir,
         book: Book,
         lock: File,
-        in_flight: InFlight,
+        in_flight: Option<InFlight>,
     ) -> Result<Self, ControllerError> {
         Ok(Self {
             state_id: book.journal.state_id()?,
@@ -296,7 +296,7 @@ impl LocalController {
 
     /// Takes a stop one step further.
     fn stop(&mut self, instance: &RunningInstance) -> Result<(), ControllerError> {
-        let in_flight = (self.in_flight)(&instance.id);
+        let in_flight = self.in_flight.as_ref().map_or(0, |count| count(&instance.id));
         match self.stops.advance(&instance.pid, in_flight, self.patience, now_ms()) {
             Step::Begin => self.book.emit(&instance.id, EventKind::Stopping)?,
             Step::Ask => {

@@ -15,6 +15,7 @@ use berth_core::emit::ray as emit;
 use berth_core::inventory::{InstanceId, Inventory, ProcessMemory, RunningInstance};
 use berth_core::plan::{Plan, PlannedInstance};
 use berth_core::reconcile::{self, Action, Phase};
+use berth_core::scale::Count;
 use berth_core::spec::RaySpec;
 use berth_engines::{Cause, Diagnosis, serve_replica};
 use serde_json::Value;
@@ -42,12 +43,16 @@ pub struct RayController {
     spec: RaySpec,
     book: Book,
     state_id: String,
-    in_flight: InFlight,
+    in_flight: Option<InFlight>,
     inventory: Inventory,
     looked_at_ms: u64,
     serving: Serving,
     /// What Ray said when it could last not be asked.
     trouble: Option<String>,
+    /// Starts that wait for memory that is still held, and since when.
+    waiting: BTreeMap<InstanceId, u64>,
+    /// Of deployments that are scaled, how many instances shall run.
+    counts: BTreeMap<String, Count>,
     stops: Stops<InstanceId>,
     patience: Patience,
     is_first_turn: bool,
@@ -104,7 +109,7 @@ impl RayController {
         spec: &RaySpec,
         book: Book,
         lock: File,
-        in_flight: InFlight,
+        in_flight: Option<InFlight>,
     ) -> Result<Self, ControllerError> {
         Ok(Self {
             ray: Ray::new(&spec.address, token::read(spec)?),
@@ -116,6 +121,8 @@ impl RayController {
             looked_at_ms: 0,
             serving: Serving::default(),
             trouble: None,
+            waiting: BTreeMap::new(),
+            counts: BTreeMap::new(),
             stops: Stops::default(),
             patience: Patience::Drain,
             is_first_turn: true,
@@ -135,23 +142,44 @@ impl RayController {
         self.book.reload(self.is_first_turn)?;
         if !self.look().await? {
             // The engines serve on without the dashboard; nothing is decided on what is not seen.
-            let plan = self.book.effective_plan();
+            let running = running(&self.serving, &self.state_id);
+            let plan = self.scaled(self.book.effective_plan(), &running);
             return Ok(self.outcome(&plan, false));
         }
         lease::check(&self.serving, &self.state_id, now_ms())?;
-        let plan = self.book.effective_plan();
         let running = running(&self.serving, &self.state_id);
+        let plan = self.scaled(self.book.effective_plan(), &running);
         if std::mem::take(&mut self.is_first_turn) {
             self.recover(&plan, &running)?;
         }
         self.note(&plan, &running)?;
         self.book.roll_back(&plan)?;
-        let plan = self.book.effective_plan();
+        let plan = self.scaled(self.book.effective_plan(), &running);
         let stays = self.decide(&plan, &running)?;
         let is_put = self.put(&plan, &stays).await?;
         let records = self.book.records();
         let is_settled = !is_put && reconcile::is_settled(&plan, &running, &records);
         Ok(self.outcome(&plan, is_settled))
+    }
+
+    /// The plan with as many instances as are called for. Without a gateway nobody knows what is asked, and
+    /// the numbers stay.
+    fn scaled(&mut self, plan: Plan, running: &[RunningInstance]) -> Plan {
+        self.counts.retain(|deployment, _| plan.scaled.contains_key(deployment));
+        for (deployment, scaled) in &plan.scaled {
+            let of = || plan.instances.iter().filter(|one| one.deployment == *deployment);
+            let runs = of().filter(|one| one.find_in(running).is_some()).count() as u32;
+            let count =
+                self.counts.entry(deployment.clone()).or_insert_with(|| Count::new(runs, scaled));
+            let bounds = Count::new(count.wanted, scaled);
+            *count = Count { wanted: bounds.wanted, ..*count };
+            if let Some(in_flight) = &self.in_flight {
+                let ongoing = of().map(|one| in_flight(&one.id)).sum();
+                *count = count.next(ongoing, scaled, now_ms());
+            }
+        }
+        let counts = self.counts.iter().map(|(name, count)| (name.clone(), count.wanted)).collect();
+        plan.with_counts(&counts, |one| one.find_in(running).is_some())
     }
 
     /// Reads what Serve runs, and from time to time the nodes. False where Ray can't be asked just now.
@@ -320,13 +348,19 @@ impl RayController {
             match action {
                 Action::Start(id) => {
                     let Some(planned) = plan.instance(&id) else { continue };
-                    self.book.set_starting(planned)?;
-                    self.book.emit(&id, EventKind::Started)?;
-                    stays.insert(id);
+                    match self.held(planned) {
+                        None => {
+                            self.waiting.remove(&id);
+                            self.book.set_starting(planned)?;
+                            self.book.emit(&id, EventKind::Started)?;
+                            stays.insert(id);
+                        }
+                        Some(held) => self.wait_for_memory(planned, held)?,
+                    }
                 }
                 Action::Stop(instance) if is_going(&instance) => {}
                 Action::Stop(instance) => {
-                    let in_flight = (self.in_flight)(&instance.id);
+                    let in_flight = self.in_flight.as_ref().map_or(0, |count| count(&instance.id));
                     let now = now_ms();
                     match self.stops.advance(&instance.id, in_flight, self.patience, now) {
                         Step::Begin => self.book.emit(&instance.id, EventKind::Stopping)?,
@@ -341,6 +375,40 @@ impl RayController {
             }
         }
         Ok(stays)
+    }
+
+    /// What is in the way of a start on its GPUs, as far as Ray sees what they hold: after a stop memory is
+    /// free only once the last process is gone, and others may have taken it.
+    fn held(&self, planned: &PlannedInstance) -> Option<String> {
+        let node = self.inventory.nodes.iter().find(|node| node.name == planned.node)?;
+        planned.shares.iter().find_map(|share| {
+            let device = node.devices.iter().find(|device| device.id == share.device)?;
+            let free = device.total - device.used_by_others;
+            let needs = share.footprint.total();
+            (needs > free).then(|| {
+                format!(
+                    "{} of {} has {free} free, and the plan needs {needs}",
+                    device.id, node.name
+                )
+            })
+        })
+    }
+
+    /// Waits for memory for a while, then gives the start up until it is tried again.
+    fn wait_for_memory(
+        &mut self,
+        planned: &PlannedInstance,
+        held: String,
+    ) -> Result<(), ControllerError> {
+        // The next look at the nodes is due at once.
+        self.looked_at_ms = 0;
+        let since_ms = *self.waiting.entry(planned.id.clone()).or_insert_with(now_ms);
+        if now_ms().saturating_sub(since_ms) > PLACE_LIMIT_MS {
+            self.waiting.remove(&planned.id);
+            self.book.set_starting(planned)?;
+            self.book.fail(planned, no_memory(held))?;
+        }
+        Ok(())
     }
 
     /// Puts what shall be there, if it isn't. Says whether anything was put.
@@ -450,6 +518,17 @@ fn is_own(config: &Value, state_id: &str) -> bool {
 
 fn is_up(app: &Application) -> bool {
     app.status == AppStatus::Running && app.replicas.iter().any(|one| one.state == "RUNNING")
+}
+
+fn no_memory(held: String) -> Diagnosis {
+    Diagnosis {
+        // Whoever holds it may let it go.
+        cause: Cause::NotReadyInTime,
+        message: held,
+        hint: "`berth doctor` shows who else holds GPUs; `berth plan` counts what others hold"
+            .to_owned(),
+        evidence: None,
+    }
 }
 
 fn taken_away() -> Diagnosis {

@@ -102,6 +102,8 @@ pub struct InstanceStatus {
 pub enum InstanceState {
     /// It is planned and not started yet.
     Planned,
+    /// It has a place, and is not called for.
+    Spare,
     /// Its engine loads.
     Starting,
     /// It serves.
@@ -119,6 +121,7 @@ impl InstanceState {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Planned => "planned",
+            Self::Spare => "spare",
             Self::Starting => "starting",
             Self::Ready => "ready",
             Self::Backoff => "backoff",
@@ -150,7 +153,13 @@ pub fn read(
         let running = planned.find_in(&inventory.instances);
         let entry = entries.get(&planned.id);
         let rolled_back = rollbacks.contains_key(&planned.id);
-        instances.push(status_of(planned, running, entry, rolled_back));
+        let mut status = status_of(planned, running, entry, rolled_back);
+        let is_scaled =
+            plan.as_ref().is_some_and(|plan| plan.scaled.contains_key(&planned.deployment));
+        if is_scaled && status.state == InstanceState::Planned {
+            status.state = InstanceState::Spare;
+        }
+        instances.push(status);
         let entry = entry.filter(|entry| entry.record.config == planned.config());
         let when_ready = entry.and_then(|entry| entry.memory_when_ready);
         let evidence = Evidence {

@@ -16,6 +16,7 @@
 //! - [`placement`]: which instance goes where, and the independent checker
 //! - [`plan`], [`report`]: the answer and the reasons for it
 //! - [`reconcile`]: from plan and inventory to the next actions
+//! - [`scale`]: how many instances run, by what is asked of them
 //! - [`ledger`]: planned, reported and observed bytes side by side
 //! - [`gpu`], [`perf`]: kinds of GPU; how fast an instance is
 //! - [`units`], [`digest`]: bytes as a type, names for values
@@ -32,6 +33,7 @@ pub mod placement;
 pub mod plan;
 pub mod reconcile;
 pub mod report;
+pub mod scale;
 pub mod spec;
 pub mod strategy;
 pub mod units;

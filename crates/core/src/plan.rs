@@ -1,6 +1,6 @@
 //! A plan is a complete value: apply has no choice left to make.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::digest::Digest;
 use crate::inventory::{DeviceId, InstanceId, RunningInstance};
 use crate::memory::Footprint;
+use crate::scale::Scaled;
 use crate::spec::{EngineKind, GatewaySpec, RaySpec};
 use crate::units::Bytes;
 
@@ -25,6 +26,9 @@ pub struct Plan {
     pub ray: Option<RaySpec>,
     /// The address that clients use.
     pub gateway: GatewaySpec,
+    /// Deployments of which only as many instances run as are called for.
+    #[serde(default)]
+    pub scaled: BTreeMap<String, Scaled>,
     /// The instances in the order in which they start.
     pub instances: Vec<PlannedInstance>,
     /// The devices with what the plan puts on them.
@@ -150,13 +154,16 @@ impl Plan {
     /// The plan's name: a digest of what shall run, and not of how it came to be nor of what was
     /// free at that moment.
     pub fn digest(&self) -> Digest {
-        Digest::of(&(&self.gateway, &self.instances))
+        match self.scaled.is_empty() {
+            true => Digest::of(&(&self.gateway, &self.instances)),
+            false => Digest::of(&(&self.gateway, &self.instances, &self.scaled)),
+        }
     }
 
     /// The plan under which nothing runs, after `parent`.
     pub fn nothing(gateway: GatewaySpec, parent: Option<Digest>) -> Self {
-        let (instances, devices) = (Vec::new(), Vec::new());
-        Self { parent, strategy: None, ray: None, gateway, instances, devices }
+        let (instances, devices, scaled) = (Vec::new(), Vec::new(), BTreeMap::new());
+        Self { parent, strategy: None, ray: None, gateway, scaled, instances, devices }
     }
 
     /// What becomes of instances when it follows another, in the order of their ids.
@@ -178,6 +185,29 @@ impl Plan {
     /// Whether it has an instance that was seen running, as it runs.
     pub fn wants(&self, running: &RunningInstance) -> bool {
         self.instance(&running.id).is_some_and(|planned| planned.config() == running.config)
+    }
+
+    /// The plan with only so many instances of deployments that are scaled: those that run first, then in the
+    /// plan's order.
+    #[must_use]
+    pub fn with_counts(
+        &self,
+        counts: &BTreeMap<String, u32>,
+        runs: impl Fn(&PlannedInstance) -> bool,
+    ) -> Self {
+        let mut left = counts.clone();
+        let mut kept: BTreeSet<&InstanceId> = BTreeSet::new();
+        let (first, then): (Vec<_>, Vec<_>) = self.instances.iter().partition(|one| runs(one));
+        for instance in first.into_iter().chain(then) {
+            match left.get_mut(&instance.deployment) {
+                Some(0) => continue,
+                Some(left) => *left -= 1,
+                None => {}
+            }
+            kept.insert(&instance.id);
+        }
+        let instances = self.instances.iter().filter(|one| kept.contains(&one.id));
+        Self { instances: instances.cloned().collect(), ..self.clone() }
     }
 
     /// The instance with this id.

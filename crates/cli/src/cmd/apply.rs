@@ -64,7 +64,9 @@ async fn watch(dir: &StateDir, journal: &Journal) -> Result<(), Failure> {
     loop {
         tokio::time::sleep(Duration::from_millis(300)).await;
         let status = status::read(dir, journal)?;
-        let done = |state| matches!(state, InstanceState::Ready | InstanceState::Failed);
+        let done = |state| {
+            matches!(state, InstanceState::Ready | InstanceState::Failed | InstanceState::Spare)
+        };
         if status.instances.iter().all(|instance| done(instance.state)) {
             return Ok(());
         }
@@ -77,6 +79,7 @@ async fn watch(dir: &StateDir, journal: &Journal) -> Result<(), Failure> {
 
 /// 0 only where every instance runs as planned.
 pub(crate) fn outcome(instances: &[InstanceStatus]) -> ExitCode {
-    let as_planned = |i: &InstanceStatus| i.state == InstanceState::Ready && !i.rolled_back;
+    let is_up = |state| matches!(state, InstanceState::Ready | InstanceState::Spare);
+    let as_planned = |i: &InstanceStatus| is_up(i.state) && !i.rolled_back;
     if instances.iter().all(as_planned) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -11,6 +11,7 @@ use crate::memory::vllm::{Engine, Gpu};
 use crate::memory::{Footprint, Verdict};
 use crate::plan::{DeviceShare, Plan, PlannedDevice, PlannedInstance};
 use crate::report::{ModelReport, PlanReport, PlanVerdict};
+use crate::scale::Scaled;
 use crate::spec::{
     Backend, Deployment, DeviceSelector, NodeRule, PORT_RANGE, Replicas, Running, Spec,
 };
@@ -53,7 +54,8 @@ pub fn plan_cluster(
     let parent = current.map(Plan::digest);
     let ray = (spec.cluster.backend == Backend::Ray).then(|| spec.cluster.ray.clone());
     let gateway = spec.gateway.clone();
-    let plan = Plan { parent, strategy: None, ray, gateway, instances, devices };
+    let scaled = scaled(spec, &instances);
+    let plan = Plan { parent, strategy: None, ray, gateway, scaled, instances, devices };
     let report = PlanReport {
         verdict,
         plan_digest: plan.digest(),
@@ -62,6 +64,16 @@ pub fn plan_cluster(
         notes,
     };
     Ok(Planned { plan, report })
+}
+
+/// The bounds of deployments that are scaled: no more than have a place.
+fn scaled(spec: &Spec, instances: &[PlannedInstance]) -> BTreeMap<String, Scaled> {
+    let of = |one: &Deployment| {
+        let max =
+            instances.iter().filter(|instance| instance.deployment == one.name).count() as u32;
+        Some((one.name.clone(), Scaled { min: one.replicas.min, max, scale: one.scale? }))
+    };
+    spec.deployments.iter().filter_map(of).collect()
 }
 
 /// GPUs that are left with less than shall stay free.

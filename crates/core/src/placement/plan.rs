@@ -79,6 +79,7 @@ pub fn plan(
         parent,
         strategy: None,
         ray: None,
+        scaled: BTreeMap::new(),
         gateway: spec.gateway.clone(),
         instances,
         devices,

@@ -12,6 +12,7 @@ use super::raw::{Demand, EngineKind, RawFacts, RawModel, RawNodeRule, RawRunning
 use super::{DeviceSelector, FlagValue, Flags, NodeRule, Source, check_flags, overlay, source};
 use crate::inventory::Node;
 use crate::model::{GgmlType, assumed, known};
+use crate::scale::Scale;
 use crate::units::Bytes;
 
 /// A group of instances of a model that are alike.
@@ -29,6 +30,8 @@ pub struct Deployment {
     pub engine: EngineKind,
     /// How many instances.
     pub replicas: Replicas,
+    /// How many of these run, by what is asked of them.
+    pub scale: Option<Scale>,
     /// The machines it may use.
     pub nodes: NodeRule,
     /// How the model's instances are spread over failure domains.
@@ -210,6 +213,7 @@ fn deployment(
         facts,
         engine,
         replicas: raw.replicas.unwrap_or_default(),
+        scale: raw.scale.as_ref().map(|scale| checked_scale(scale, problems)),
         nodes: rule,
         spread,
         beside,
@@ -223,6 +227,16 @@ fn deployment(
         demand: raw.demand.as_ref().map(|demand| checked(demand, problems)),
         name,
     }
+}
+
+fn checked_scale(raw: &Spanned<Scale>, problems: &mut Problems<'_>) -> Scale {
+    let scale = *raw.get_ref();
+    if let Some(problem) = scale.problem() {
+        let hint =
+            "write scale = { target_ongoing_requests = 5, up_delay_s = 30, down_delay_s = 600 }";
+        problems.add_with_hint(raw.span(), problem, hint);
+    }
+    scale
 }
 
 fn checked(raw: &Spanned<Demand>, problems: &mut Problems<'_>) -> Demand {

@@ -42,6 +42,7 @@ pub(super) fn model(base: &RawModel, over: &RawModel, inherited: EngineKind) -> 
         facts: over.facts.clone().or_else(|| base.facts.clone()),
         engine: over.engine.or(base.engine),
         replicas: over.replicas.or(base.replicas),
+        scale: over.scale.clone().or_else(|| base.scale.clone()),
         nodes: over.nodes.clone().or_else(|| base.nodes.clone()),
         spread: over.spread.clone().or_else(|| base.spread.clone()),
         beside: over.beside.clone().or_else(|| base.beside.clone()),

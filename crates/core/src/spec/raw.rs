@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
 use super::flags::FlagValue;
+use crate::scale::Scale;
 use crate::units::Bytes;
 
 /// What berth should run, and where.
@@ -261,6 +262,10 @@ pub struct RawModel {
     /// How many instances: a number, or `{ min = 1, max = 3 }`. On this machine `min` of them are planned;
     /// on machines that are planned for up to `max`, as many as have room, as if all were scaled up.
     pub replicas: Option<Replicas>,
+    /// With bounds in `replicas` and a Ray cluster: how many run, by the requests that are ongoing, as in
+    /// `{ target_ongoing_requests = 5 }`. Without it all that have room run.
+    #[schemars(with = "Option<Scale>")]
+    pub scale: Option<Spanned<Scale>>,
     /// The machines it may use: `node-0`, `!node-0`, `["a", "b"]`, or labels as in `{ zone = "a" }`.
     #[schemars(with = "Option<RawNodeRule>")]
     pub nodes: Option<Spanned<RawNodeRule>>,
