@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -21,6 +21,8 @@ use crate::vllm::{Engine, Pace, serve as serve_engine};
 
 /// Serve tries again after this long.
 const PAUSE: Duration = Duration::from_millis(300);
+/// Held on the first address of a network that is in use.
+const GUARD_PORT: u16 = 18_000;
 /// The label that names nodes.
 pub const NAME_LABEL: &str = "machine";
 
@@ -42,6 +44,8 @@ pub struct Setup {
 pub struct Cluster {
     shared: Arc<Shared>,
     server: Server,
+    /// Keeps other emulations off these addresses.
+    _guard: TcpListener,
 }
 
 #[derive(Debug)]
@@ -104,10 +108,11 @@ impl Cluster {
     /// # Errors
     /// Where there is no port.
     pub async fn start(mut setup: Setup) -> io::Result<Self> {
+        let (network, guard) = network()?;
         for (number, node) in setup.nodes.iter_mut().enumerate() {
             // Every machine has an address of its own within loopback.
             let [high, low] = u16::try_from(number + 1).unwrap_or(u16::MAX).to_be_bytes();
-            node.address = Some(Ipv4Addr::new(127, 1, high, low).to_string());
+            node.address = Some(Ipv4Addr::new(127, network, high, low).to_string());
             node.labels.insert(NAME_LABEL.to_owned(), node.name.clone());
         }
         let cards = setup.nodes.iter().flat_map(|node| {
@@ -119,7 +124,7 @@ impl Cluster {
         let shared = Arc::new(Shared { inner, changed: Notify::new(), starting, setup });
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let server = serve(address, Arc::new(Dashboard(Arc::clone(&shared)))).await?;
-        Ok(Self { shared, server })
+        Ok(Self { shared, server, _guard: guard })
     }
 
     /// The dashboard's address.
@@ -133,6 +138,18 @@ impl Cluster {
             deploy(&self.shared, config, true);
         }
     }
+}
+
+/// A network within loopback that no other emulation has, and what keeps it so.
+fn network() -> io::Result<(u8, TcpListener)> {
+    let mut last = io::ErrorKind::AddrInUse.into();
+    for network in 1..=250 {
+        match TcpListener::bind((Ipv4Addr::new(127, network, 0, 0), GUARD_PORT)) {
+            Ok(guard) => return Ok((network, guard)),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
 }
 
 impl Shared {
