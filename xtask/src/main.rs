@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, bail};
 mod demo;
 mod fetch;
 mod test;
+mod vllm;
 
 const USAGE: &str = "\
 usage: cargo xtask COMMAND
@@ -15,6 +16,7 @@ usage: cargo xtask COMMAND
   demo [--once]   fetch an engine and two models, and run them beside each other under one budget;
                   --once stops after a request to each
   test            formatting, lints, all tests (real engines too), docs
+  test --vllm     one test with real vLLM on the CPU, and none of the others: fetches 660 MB
   fetch           only what demo and test need, into target/demo
   compare         berth's memory model beside other estimators, on the measured rows
 ";
@@ -26,6 +28,7 @@ fn main() -> ExitCode {
         ["demo"] => demo::run(false),
         ["demo", "--once"] => demo::run(true),
         ["test"] => test::run(),
+        ["test", "--vllm"] => vllm::test(),
         ["fetch"] => fetch::everything(),
         ["compare"] => compare(),
         ["help" | "--help" | "-h"] => {

@@ -5,7 +5,7 @@ use berth_core::spec::EngineKind;
 use serde::Deserialize;
 
 use crate::diagnosis::{Cause, Diagnosis, ExitKind};
-use crate::llama_server;
+use crate::{llama_server, vllm};
 
 /// What the module puts before what it says.
 const MARK: &str = "BERTH-ENDED ";
@@ -37,8 +37,13 @@ pub fn diagnose(engine: EngineKind, message: &str) -> Diagnosis {
         Some(code) => ExitKind::Code(code),
         None => ExitKind::Unseen,
     };
-    if engine == EngineKind::LlamaServer && ended.code.is_some() {
-        return llama_server::diagnose(exit, &ended.log.join("\n"));
+    let log = ended.log.join("\n");
+    if ended.code.is_some() {
+        match engine {
+            EngineKind::LlamaServer => return llama_server::diagnose(exit, &log),
+            EngineKind::Vllm => return vllm::diagnose(exit, &log),
+            EngineKind::Ollama => {}
+        }
     }
     Diagnosis {
         cause: if ended.code.is_none() { Cause::CannotStart } else { Cause::Unknown },

@@ -18,6 +18,7 @@ pub(crate) struct RayCluster {
     folder: tempfile::TempDir,
     gcs: u16,
     dashboard: u16,
+    environment: &'static [(&'static str, &'static str)],
     /// The head, then the workers.
     nodes: Vec<Child>,
 }
@@ -28,12 +29,15 @@ fn free_port() -> u16 {
 }
 
 impl RayCluster {
-    /// Starts it, and waits until all its nodes are there.
-    pub(crate) fn start() -> Self {
+    /// Starts a head and so many workers, and waits until all are there. Engines inherit `environment`.
+    pub(crate) fn start(
+        workers: usize,
+        environment: &'static [(&'static str, &'static str)],
+    ) -> Self {
         // Sockets are in there, and their names must be short.
         let folder = tempfile::Builder::new().prefix("ray").tempdir_in("/tmp").unwrap();
         let (gcs, dashboard) = (free_port(), free_port());
-        let mut cluster = Self { folder, gcs, dashboard, nodes: Vec::new() };
+        let mut cluster = Self { folder, gcs, dashboard, environment, nodes: Vec::new() };
         let head = cluster.ray(&[
             "--head",
             "--node-ip-address=127.0.0.1",
@@ -48,7 +52,7 @@ impl RayCluster {
         ]);
         cluster.nodes.push(head);
         wait_until("Ray's head answers", || cluster.ask("/api/version").is_some());
-        for worker in 1..=WORKERS {
+        for worker in 1..=workers {
             let child = cluster.worker(worker);
             cluster.nodes.push(child);
             // Two that start at once pick the same ports.
@@ -66,6 +70,7 @@ impl RayCluster {
             .args(["start", "--block", "--num-cpus=8", "--num-gpus=4"])
             .args(["--object-store-memory=80000000", "--disable-usage-stats"])
             .args(args)
+            .envs(self.environment.iter().copied())
             .env("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "1")
             .env_remove("RAY_ADDRESS")
             .stdin(Stdio::null())

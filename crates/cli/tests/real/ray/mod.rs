@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::harness::{Berth, SMOLLM, fetched, send, wait_until};
-use cluster::RayCluster;
+use cluster::{RayCluster, WORKERS};
 
 /// A model on GPUs that are only counted: the engine is built for processors.
 fn model(name: &str, more: &str) -> String {
@@ -64,7 +64,7 @@ fn tell(text: String) {
 #[test]
 fn a_ray_cluster() {
     let berth = Berth::new(9);
-    let mut ray = RayCluster::start();
+    let mut ray = RayCluster::start(WORKERS, &[]);
     what_is_wrong_is_said(&berth, &ray);
     somebody_else_is_there(&berth, &ray);
     everything_has_its_place(&berth, &ray);
@@ -81,6 +81,39 @@ fn a_ray_cluster() {
     send(i32::try_from(serve.id()).unwrap(), Signal::TERM);
     serve.wait().unwrap();
     what_others_run_is_left(&berth, &ray);
+}
+
+/// Real vLLM under berth from plan to answer, without its GPU: what it takes there is planned as for an A10.
+#[test]
+#[ignore = "cargo xtask test --vllm brings what it needs"]
+fn vllm_on_the_cpu() {
+    const QUIET: &[(&str, &str)] = &[
+        ("HF_HUB_OFFLINE", "1"),
+        ("VLLM_NO_USAGE_STATS", "1"),
+        ("DO_NOT_TRACK", "1"),
+        ("VLLM_CPU_KVCACHE_SPACE", "1"),
+    ];
+    let berth = Berth::new(8);
+    let ray = RayCluster::start(0, QUIET);
+    let (vllm, model) = (fetched("vllm/bin/vllm"), fetched("vllm/model"));
+    let tiny = format!(
+        "[engines.vllm]\nbinary = \"{}\"\nversion = \"0.32.0\"\n[models.tiny]\nengine = \"vllm\"\nsource = \"{}\"\n\
+         devices = [\"gpu:1\"]\nextra_args = [\"--load-format\", \"dummy\"]\n\
+         flags = {{ max_model_len = 1024, max_num_seqs = 8, dtype = \"bfloat16\", enforce_eager = true }}\n",
+        vllm.display(),
+        model.display()
+    );
+    spec(&berth, &ray, &tiny);
+    let started = Instant::now();
+    berth.run(&["apply"]).expect(0, &["+ tiny-0 starts on n0", "tiny-0: ready"]);
+    tell(format!("real vLLM ready after {:.0} s", started.elapsed().as_secs_f64()));
+    let mut serve = berth.command(&["serve"]).spawn().unwrap();
+    wait_until("vLLM answers through the gateway", || answers(&berth, "tiny"));
+    send(i32::try_from(serve.id()).unwrap(), Signal::TERM);
+    serve.wait().unwrap();
+    let (_, pid) = ray.applications()["berth-tiny-0"][0].clone();
+    berth.run(&["down"]).expect(0, &["everything that berth started has stopped"]);
+    wait_until("nothing of it is left", || !std::path::Path::new(&format!("/proc/{pid}")).exists());
 }
 
 fn what_is_wrong_is_said(berth: &Berth, ray: &RayCluster) {
