@@ -28,6 +28,13 @@ fn answers_and_refusals() {
     )
     .unwrap();
     std::fs::write(folder.path().join("unknown.toml"), "[[cluster.nodes]]\nnames = \"n\"\ngpu = \"A10\"\n[models.a]\nsource = \"lama-3.1-8b\"\nengine = \"vllm\"\n").unwrap();
+    std::fs::write(
+        folder.path().join("serve.yaml"),
+        "applications:\n- name: pool\n  import_path: app:build\n  deployments:\n  - name: Engine\n    num_replica: 3\n    \
+         ray_actor_options:\n      resources: {\"node_id\": \"!node_0\"}\n",
+    )
+    .unwrap();
+    std::fs::write(folder.path().join("ray.toml"), "[cluster]\nbackend = \"ray\"\n[cluster.ray]\naddress = \"http://127.0.0.1:1\"\n[models.a]\nsource = \"a.gguf\"\n").unwrap();
     for (line, code, says) in [
         ("plan -f CASE --compare", 0, "recommended: node-for-newcomer"),
         ("plan -f CASE --compare", 0, "runner-up: best"),
@@ -48,6 +55,47 @@ fn answers_and_refusals() {
         ("plan -f CASE --what-if gpu=A11", 2, "`A11` is no kind of GPU"),
         ("plan -f CASE --what-if more", 2, "write add=4, lose=node-3, gpu=L40S or demand=2"),
         ("plan -f CASE --what-if demand=2", 2, "no model has a demand"),
+        (
+            "plan -f CASE --strategy node-for-newcomer --emit vllm",
+            0,
+            "CUDA_VISIBLE_DEVICES=0,1,2,3 vllm serve medgemma-27b",
+        ),
+        (
+            "plan -f CASE --strategy node-for-newcomer --emit systemd",
+            0,
+            "# node-15: /etc/systemd/system/",
+        ),
+        (
+            "plan -f CASE --strategy node-for-newcomer --emit systemd",
+            0,
+            "http://127.0.0.1:18100/health; do sleep 1; done'",
+        ),
+        (
+            "plan -f CASE --strategy node-for-newcomer --emit ray",
+            0,
+            "ray start --head --num-gpus=4 --labels machine=node-0",
+        ),
+        ("plan -f CASE --strategy node-for-newcomer --emit ray --module m", 0, "/m\n"),
+        ("plan -f CASE --strategy node-for-newcomer --emit kuberay", 0, "kind: RayService"),
+        (
+            "plan -f CASE --strategy node-for-newcomer --emit ray-serve-llm",
+            0,
+            "import_path: ray.serve.llm:build_openai_app",
+        ),
+        (
+            "plan -f CASE --strategy spread-fp8 --emit ray-serve-llm",
+            1,
+            "ray.serve.llm can't say which GPUs those are",
+        ),
+        ("plan -f CASE --strategy 1A-lower-090 --emit ray", 3, "error: 1A-lower-090 does not fit"),
+        (
+            "doctor --serve-config serve.yaml",
+            1,
+            "pool#Engine: Ray ignores `num_replica` without a word",
+        ),
+        ("doctor --serve-config serve.yaml", 1, "TypeError: '<' not supported"),
+        ("doctor --serve-config bad.toml", 2, "is YAML or JSON, as `serve deploy` takes it"),
+        ("doctor -f ray.toml", 1, "set address in [cluster.ray] to the head's dashboard"),
         ("explain medgemma-4b -f CASE", 0, "In the way: GPU 0: medgemma-27b-0"),
         ("explain medgemma-27b -f CASE", 0, "it runs there as it is wanted, so it stays"),
         ("explain node-1 -f CASE", 0, "the spec keeps it to node-0"),

@@ -3,6 +3,7 @@
 
 mod cluster;
 
+use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -114,6 +115,27 @@ fn vllm_on_the_cpu() {
     let (_, pid) = ray.applications()["berth-tiny-0"][0].clone();
     berth.run(&["down"]).expect(0, &["everything that berth started has stopped"]);
     wait_until("nothing of it is left", || !std::path::Path::new(&format!("/proc/{pid}")).exists());
+}
+
+/// What is written for people to put by hand passes Ray's own schema.
+#[test]
+fn ray_takes_what_is_emitted() {
+    const READ: &str = "import sys, yaml\nfrom ray.serve.schema import ServeDeploySchema\n\
+        config = yaml.safe_load(sys.stdin)\n\
+        if config.get('kind') == 'RayService': config = yaml.safe_load(config['spec']['serveConfigV2'])\n\
+        print(len(ServeDeploySchema(**config).applications))";
+    let berth = Berth::new(7);
+    let case = crate::harness::root().join("examples/medgemma-16x4.toml");
+    for (how, applications) in [("ray", "19"), ("kuberay", "19"), ("ray-serve-llm", "1")] {
+        let emit = ["plan", "--strategy", "node-for-newcomer", "--emit", how, "-f"];
+        let emitted = berth.command(&emit).arg(&case).output().unwrap();
+        let mut python = std::process::Command::new(fetched("ray/bin/python"));
+        let python = python.args(["-c", READ]).stdin(std::process::Stdio::piped());
+        let mut python = python.stdout(std::process::Stdio::piped()).spawn().unwrap();
+        python.stdin.take().unwrap().write_all(&emitted.stdout).unwrap();
+        let read = python.wait_with_output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&read.stdout).trim(), applications, "{how}");
+    }
 }
 
 fn what_is_wrong_is_said(berth: &Berth, ray: &RayCluster) {
