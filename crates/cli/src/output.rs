@@ -335,8 +335,14 @@ pub(crate) fn changes(plan: &Plan, before: Option<&Plan>) -> String {
         let of = |plan: &Plan| plan.instance(id).map(|one| one.node.clone());
         of(plan).or_else(|| before.and_then(of)).unwrap_or_default()
     };
+    let is_scaled = |id: &InstanceId| {
+        plan.instance(id).is_some_and(|one| plan.scaled.contains_key(&one.deployment))
+    };
     let line = |(id, change): (&InstanceId, &Change)| match change {
         Change::Stay => None,
+        Change::Start if is_scaled(id) => {
+            Some(format!("+ {id} starts on {} when it is called for", place(id)))
+        }
         Change::Start => Some(format!("+ {id} starts on {}", place(id))),
         Change::Restart => Some(format!("~ {id} restarts on {}", place(id))),
         Change::Stop => Some(format!("- {id} stops on {}", place(id))),

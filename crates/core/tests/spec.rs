@@ -12,6 +12,16 @@ fn root() -> &'static Path {
 }
 
 #[test]
+fn the_example_for_ray_is_a_spec() {
+    let text = std::fs::read_to_string(root().join("examples/ray.toml")).unwrap();
+    let spec = Spec::parse("ray.toml", &text).unwrap();
+    assert_eq!(spec.cluster.ray.name_label.as_deref(), Some("machine"));
+    assert_eq!((spec.cluster.ray.written.len(), spec.deployments.len()), (4, 2));
+    let small = &spec.deployments[1];
+    assert_eq!((small.replicas.max, small.scale.unwrap().target_ongoing_requests), (12, 5.0));
+}
+
+#[test]
 fn the_annotated_example_is_a_spec() {
     let text = std::fs::read_to_string(root().join("examples/two-models.toml")).unwrap();
     let spec = Spec::parse("two-models.toml", &text).unwrap();
