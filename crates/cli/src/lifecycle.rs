@@ -6,9 +6,11 @@ use std::time::{Duration, Instant};
 
 use berth_cluster::local::StateDir;
 use berth_control::controller::{InFlight, Turn};
-use berth_control::{Controller, Event, InstanceState, InstanceStatus, Journal};
+use berth_control::{Controller, Event, ExternalStatus, InstanceState, InstanceStatus};
+use berth_core::Plan;
 use berth_core::inventory::InstanceId;
-use berth_gateway::{Gateway, Routes, UpstreamState};
+use berth_core::spec::External;
+use berth_gateway::{Gateway, Instance, Routes, UpstreamState};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
@@ -25,9 +27,10 @@ pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::new)
 }
 
-/// A controller whose events are told on stderr, or `None` where another berth has the state.
+/// A controller for a plan, whose events are told on stderr, or `None` where another berth has the state.
 pub(crate) fn controller(
     dir: &StateDir,
+    plan: Option<&Plan>,
     gateway: Option<&Gateway>,
 ) -> Result<Option<Controller>, Failure> {
     let (events, mut told) = mpsc::unbounded_channel::<Event>();
@@ -40,8 +43,6 @@ pub(crate) fn controller(
         let count = move |id: &InstanceId| gateway.routes().in_flight(&id.0);
         Arc::new(count) as InFlight
     });
-    let current = Journal::open(&dir.journal())?.current()?;
-    let plan = current.as_ref().map(|current| &current.plan);
     Ok(Controller::open(dir.clone(), plan, in_flight, events)?)
 }
 
@@ -93,9 +94,29 @@ fn publish(gateway: Option<&Gateway>, turn: &Turn) {
     let upstream = |instance: &InstanceStatus| {
         let host = instance.host.parse().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
         let address = SocketAddr::from((host, instance.port));
-        (instance.model.clone(), instance.id.0.clone(), address, state(instance.state))
+        Instance {
+            model: instance.model.clone(),
+            id: instance.id.0.clone(),
+            address,
+            state: state(instance.state),
+            name: None,
+        }
     };
-    gateway.set_routes(Routes::new(turn.instances.iter().map(upstream), &before));
+    let own = turn.instances.iter().map(upstream);
+    let others = turn.externals.iter().filter_map(external);
+    gateway.set_routes(Routes::new(own.chain(others), &before));
+}
+
+/// A route to a server that somebody else runs; none before its host was found.
+fn external(status: &ExternalStatus) -> Option<Instance> {
+    let External { model, name, .. } = &status.external;
+    Some(Instance {
+        model: model.clone(),
+        id: status.external.id(),
+        address: status.address?,
+        state: if status.is_ready { UpstreamState::Ready } else { UpstreamState::Failed },
+        name: (name != model).then(|| name.clone()),
+    })
 }
 
 fn state(state: InstanceState) -> UpstreamState {

@@ -1,7 +1,7 @@
 //! What every command does first: read the spec, find the models, look at the machine, plan.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::Path;
 
@@ -200,6 +200,12 @@ fn plan_on_ray(
     let current = journal.current()?.map(|journalled| journalled.plan);
     refuse_to_move(current.as_ref(), Some(&spec.cluster.ray))?;
     let inventory = on_ray(&spec.cluster.ray, journal, current.as_ref())?;
+    let mut names = BTreeSet::new();
+    if let Some(twice) = inventory.nodes.iter().find(|node| !names.insert(&node.name)) {
+        let error = anyhow::anyhow!("two machines of the cluster are called {}", twice.name);
+        let hint = "set name_label in [cluster.ray] to a label that tells them apart; `berth doctor` says more";
+        return Err(Failure::bad_spec(error).hint(hint));
+    }
     if let Some(message) = unknown_domain(&spec.deployments, &inventory.nodes) {
         let hint = "give the node the label (`ray start --labels`), or leave the rule out";
         return Err(Failure::bad_spec(anyhow::anyhow!(message)).hint(hint));

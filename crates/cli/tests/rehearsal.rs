@@ -179,6 +179,35 @@ fn instances_follow_what_is_asked() {
     assert_eq!(rehearsal.states("ready"), 1);
 }
 
+/// A change lets requests end before the engine that answers them goes.
+#[test]
+fn a_restart_drains_first() {
+    let spec = |longest: u32| {
+        format!(
+            "[[cluster.nodes]]\nnames = \"n0\"\ngpu = \"A10\"\n\
+             [models.small]\nsource = \"medgemma-4b\"\nengine = \"vllm\"\n\
+             flags = {{ max_model_len = {longest}, enforce_eager = true }}\n"
+        )
+    };
+    let rehearsal = Rehearsal::start(&spec(8192), &[]);
+    let url = format!("http://127.0.0.1:{}/v1/completions", rehearsal.gateway);
+    let body = json!({ "model": "small", "max_tokens": 6000, "stream": true, "prompt": "a" });
+    std::thread::scope(|threads| {
+        let stream = threads.spawn(|| {
+            let answer = ureq::post(&url).send(body.to_string()).unwrap();
+            answer.into_body().into_with_config().limit(1 << 30).read_to_string()
+        });
+        std::thread::sleep(Duration::from_millis(500));
+        assert!(!stream.is_finished(), "it takes some seconds");
+        std::fs::write(&rehearsal.spec, spec(7168)).unwrap();
+        let (code, text) = rehearsal.run(&["apply", "-f", rehearsal.spec.to_str().unwrap()]);
+        assert!(code == 0 && text.contains("~ small-0 restarts on n0"), "{text}");
+        let text = stream.join().unwrap().unwrap();
+        assert!(text.ends_with("data: [DONE]\n\n"), "the stream is whole");
+    });
+    assert!(rehearsal.ask("small").is_some());
+}
+
 #[test]
 fn engines_fail_as_real_ones_do() {
     let spec = "[[cluster.nodes]]\nnames = \"n[0-1]\"\ngpu = \"A10\"\n\

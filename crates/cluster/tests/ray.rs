@@ -7,7 +7,7 @@ use std::net::TcpListener;
 
 use berth_cluster::ray::doctor::{self, Examined, Severity};
 use berth_cluster::ray::nodes::{Naming, inventory};
-use berth_cluster::ray::serve::{AppStatus, desired, parse};
+use berth_cluster::ray::serve::{AppStatus, Serving, desired, parse};
 use berth_cluster::ray::{Ray, RayError};
 use berth_core::inventory::Inventory;
 use berth_core::spec::Spec;
@@ -50,7 +50,7 @@ fn nodes_are_what_is_alive() {
     let names: Vec<&str> = seen.nodes.iter().map(|node| node.name.as_str()).collect();
     assert_eq!(names, ["n2", "n10"], "dead ones are left out, and numbers are numbers");
     let gpus = &seen.nodes[1].devices;
-    assert_eq!((gpus[0].id.0.as_str(), gpus[0].used_by_others.0), ("GPU-0", 512 << 20));
+    assert_eq!((gpus[0].id.0.as_str(), gpus[0].used_by_others.0), ("gpu:0", 512 << 20));
     for says in
         ["Ray lists 3 of its 4 nodes", "Ray says of its nodes: slow", "add n2 to [[cluster.nodes]]"]
     {
@@ -107,6 +107,12 @@ fn others_applications_are_carried_along() {
     assert_eq!(names, ["theirs", "new"]);
     assert_eq!(all["applications"][0]["unknown"], 1, "untouched");
     assert_eq!(all["proxy_location"], "EveryNode");
+    // Two of one name Ray refuses: what ended is replaced.
+    let all = desired(&serving, is_own, [json!({ "name": "theirs", "mine": true })]);
+    assert_eq!(all["applications"], json!([{ "name": "theirs", "mine": true }]));
+    // Where Serve isn't up, nothing is opened to the world.
+    let fresh = desired(&Serving::default(), is_own, []);
+    assert_eq!(fresh["http_options"]["host"], "127.0.0.1");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use berth_core::inventory::InstanceId;
 use berth_core::plan::{Plan, PlannedInstance};
 use berth_core::reconcile::{self, Phase, Record};
-use berth_core::spec::GatewaySpec;
+use berth_core::spec::{External, GatewaySpec};
 use berth_engines::Diagnosis;
 use tokio::sync::mpsc;
 
@@ -21,6 +21,8 @@ pub(crate) struct Book {
     events: mpsc::UnboundedSender<Event>,
     /// What the journal says, as of plan number `seq`.
     current: Option<JournalledPlan>,
+    /// Whether another plan came into force since it was read.
+    is_stale: bool,
     rollbacks: BTreeMap<InstanceId, PlannedInstance>,
     entries: BTreeMap<InstanceId, InstanceEntry>,
 }
@@ -28,7 +30,7 @@ pub(crate) struct Book {
 impl Book {
     pub(crate) fn new(journal: Journal, events: mpsc::UnboundedSender<Event>) -> Self {
         let (rollbacks, entries) = (BTreeMap::new(), BTreeMap::new());
-        Self { journal, events, current: None, rollbacks, entries }
+        Self { journal, events, current: None, is_stale: false, rollbacks, entries }
     }
 
     /// Reads the plan anew where another one came into force.
@@ -36,10 +38,16 @@ impl Book {
         let seq = self.journal.current_seq()?;
         if self.current.as_ref().map(|current| current.seq) != seq || must {
             self.current = self.journal.current()?;
+            self.is_stale = false;
             self.rollbacks = self.journal.rollbacks()?;
             self.entries = self.journal.instances()?;
         }
         Ok(())
+    }
+
+    /// Whether another plan came into force since this one was read.
+    pub(crate) fn is_stale(&self) -> bool {
+        self.is_stale
     }
 
     /// The plan in force, with what went back.
@@ -48,6 +56,11 @@ impl Book {
             Some(current) => reconcile::with_rollbacks(&current.plan, &self.rollbacks),
             None => Plan::nothing(GatewaySpec::default(), None),
         }
+    }
+
+    /// Servers that the plan in force routes to and somebody else runs.
+    pub(crate) fn external(&self) -> Vec<External> {
+        self.current.as_ref().map(|current| current.plan.external.clone()).unwrap_or_default()
     }
 
     pub(crate) fn records(&self) -> BTreeMap<InstanceId, Record> {
@@ -99,7 +112,7 @@ impl Book {
             self.entries.insert(id.clone(), entry);
         } else {
             // Another plan is in force: the next turn reads it.
-            self.current = None;
+            (self.current, self.is_stale) = (None, true);
         }
         Ok(())
     }

@@ -8,10 +8,13 @@ use berth_cluster::local::{StateDir, lock};
 use berth_cluster::ray::RayError;
 use berth_core::inventory::InstanceId;
 use berth_core::plan::Plan;
+use berth_core::spec::External;
 use tokio::sync::mpsc;
 
 use crate::book::Book;
+use crate::clock::now_ms;
 use crate::event::Event;
+use crate::externals::{ExternalStatus, Externals};
 use crate::journal::{Journal, JournalError};
 use crate::local::LocalController;
 use crate::ray::RayController;
@@ -50,10 +53,17 @@ pub struct Turn {
     pub is_settled: bool,
     /// Every instance of the plan.
     pub instances: Vec<InstanceStatus>,
+    /// Servers that somebody else runs.
+    pub externals: Vec<ExternalStatus>,
 }
 
 /// Whoever has a state folder's lock, and carries out what its journal says.
-pub enum Controller {
+pub struct Controller {
+    actor: Actor,
+    externals: Externals,
+}
+
+enum Actor {
     /// With processes of this machine.
     Local(Box<LocalController>),
     /// With applications of Ray Serve's.
@@ -75,32 +85,33 @@ impl Controller {
             lock::try_lock_patiently(&dir.controller_lock()).map_err(ControllerError::Lock)?;
         let Some(lock): Option<File> = lock else { return Ok(None) };
         let book = Book::new(Journal::open(&dir.journal())?, events);
-        Ok(Some(match plan.and_then(|plan| plan.ray.clone()) {
-            Some(ray) => Self::Ray(Box::new(RayController::new(&ray, book, lock, in_flight)?)),
-            None => Self::Local(Box::new(LocalController::new(dir, book, lock, in_flight)?)),
-        }))
+        let actor = match plan.and_then(|plan| plan.ray.clone()) {
+            Some(ray) => Actor::Ray(Box::new(RayController::new(&ray, book, lock, in_flight)?)),
+            None => Actor::Local(Box::new(LocalController::new(dir, book, lock, in_flight)?)),
+        };
+        Ok(Some(Self { actor, externals: Externals::default() }))
     }
 
     /// The journal.
     pub fn journal_mut(&mut self) -> &mut Journal {
-        match self {
-            Self::Local(one) => one.journal_mut(),
-            Self::Ray(one) => one.journal_mut(),
+        match &mut self.actor {
+            Actor::Local(one) => one.journal_mut(),
+            Actor::Ray(one) => one.journal_mut(),
         }
     }
 
     /// How patient stops are from now on.
     pub fn set_patience(&mut self, patience: Patience) {
-        match self {
-            Self::Local(one) => one.set_patience(patience),
-            Self::Ray(one) => one.set_patience(patience),
+        match &mut self.actor {
+            Actor::Local(one) => one.set_patience(patience),
+            Actor::Ray(one) => one.set_patience(patience),
         }
     }
 
     /// Asks everything that runs to end, without the journal: for when it can't be written. What Ray runs
     /// stays: Ray looks after it.
     pub fn stop_without_journal(&mut self) {
-        if let Self::Local(one) = self {
+        if let Actor::Local(one) = &mut self.actor {
             one.stop_without_journal();
         }
     }
@@ -111,9 +122,19 @@ impl Controller {
     /// # Errors
     /// Where the journal can't be used: nothing is done that could not be noted first. Where Ray refuses.
     pub async fn turn(&mut self) -> Result<Turn, ControllerError> {
-        match self {
-            Self::Local(one) => one.turn().await,
-            Self::Ray(one) => one.turn().await,
+        let mut turn = match &mut self.actor {
+            Actor::Local(one) => one.turn().await?,
+            Actor::Ray(one) => one.turn().await?,
+        };
+        turn.externals = self.externals.look(&self.external(), now_ms()).await;
+        Ok(turn)
+    }
+
+    /// Servers that the plan in force routes to and somebody else runs.
+    fn external(&self) -> Vec<External> {
+        match &self.actor {
+            Actor::Local(one) => one.external(),
+            Actor::Ray(one) => one.external(),
         }
     }
 }

@@ -8,6 +8,7 @@ use berth_cluster::local::{SpawnError, StateDir, owns_port, process};
 use berth_core::inventory::{InstanceId, RunningInstance};
 use berth_core::plan::{Plan, PlannedInstance};
 use berth_core::reconcile::{self, Action, Phase};
+use berth_core::spec::External;
 use berth_engines::{Cause, Diagnosis, ExitKind, Health, health, llama_server};
 
 use crate::book::Book;
@@ -27,7 +28,7 @@ const START_LIMIT_MS: u64 = 15 * 60 * 1000;
 const LAST_LINES: usize = 50;
 
 /// The one actor on a state folder, with engines as processes of this machine.
-pub struct LocalController {
+pub(crate) struct LocalController {
     dir: StateDir,
     book: Book,
     state_id: String,
@@ -76,6 +77,10 @@ impl LocalController {
     }
 
     /// How patient stops are from now on.
+    pub(crate) fn external(&self) -> Vec<External> {
+        self.book.external()
+    }
+
     pub(crate) fn set_patience(&mut self, patience: Patience) {
         self.patience = patience;
     }
@@ -115,6 +120,7 @@ impl LocalController {
         Ok(Turn {
             is_settled: reconcile::is_settled(&plan, &self.running, &self.book.records()),
             instances: self.statuses(&plan),
+            externals: Vec::new(),
         })
     }
 

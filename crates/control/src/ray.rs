@@ -16,7 +16,7 @@ use berth_core::inventory::{InstanceId, Inventory, ProcessMemory, RunningInstanc
 use berth_core::plan::{Plan, PlannedInstance};
 use berth_core::reconcile::{self, Action, Phase};
 use berth_core::scale::Count;
-use berth_core::spec::RaySpec;
+use berth_core::spec::{External, RaySpec};
 use berth_engines::{Cause, Diagnosis, serve_replica};
 use serde_json::Value;
 
@@ -34,11 +34,21 @@ use crate::stops::{Patience, Step, Stops};
 const PLACE_LIMIT_MS: u64 = 60 * 1000;
 /// An engine that isn't ready after this long is stopped: beyond the module's own limit.
 const START_LIMIT_MS: u64 = 16 * 60 * 1000;
+/// Between a change that failed and the next.
+const PUT_PAUSE_MS: u64 = 2 * 1000;
 /// Nodes are looked at this often; what Serve runs at every turn.
 const NODES_EVERY_MS: u64 = 5 * 1000;
 
+/// Applications that shall be there after a turn.
+struct Decided {
+    /// All of them.
+    stays: BTreeSet<InstanceId>,
+    /// Those that start anew.
+    starts: BTreeSet<InstanceId>,
+}
+
 /// The one actor on a state folder, with engines as applications of Ray Serve.
-pub struct RayController {
+pub(crate) struct RayController {
     ray: Ray,
     spec: RaySpec,
     book: Book,
@@ -49,6 +59,8 @@ pub struct RayController {
     serving: Serving,
     /// What Ray said when it could last not be asked.
     trouble: Option<String>,
+    /// After a change that failed, the next is not tried before this.
+    next_put_ms: u64,
     /// Starts that wait for memory that is still held, and since when.
     waiting: BTreeMap<InstanceId, u64>,
     /// Of deployments that are scaled, how many instances shall run.
@@ -121,6 +133,7 @@ impl RayController {
             looked_at_ms: 0,
             serving: Serving::default(),
             trouble: None,
+            next_put_ms: 0,
             waiting: BTreeMap::new(),
             counts: BTreeMap::new(),
             stops: Stops::default(),
@@ -132,6 +145,10 @@ impl RayController {
 
     pub(crate) fn journal_mut(&mut self) -> &mut Journal {
         &mut self.book.journal
+    }
+
+    pub(crate) fn external(&self) -> Vec<External> {
+        self.book.external()
     }
 
     pub(crate) fn set_patience(&mut self, patience: Patience) {
@@ -154,11 +171,21 @@ impl RayController {
         }
         self.note(&plan, &running)?;
         self.book.roll_back(&plan)?;
+        let seen = plan;
         let plan = self.scaled(self.book.effective_plan(), &running);
-        let stays = self.decide(&plan, &running)?;
-        let is_put = self.put(&plan, &stays).await?;
+        if self.book.is_stale() {
+            // Another plan came into force meanwhile: the next turn reads it.
+            return Ok(self.outcome(&seen, false));
+        }
+        let decided = self.decide(&plan, &running)?;
+        if self.book.is_stale() {
+            return Ok(self.outcome(&seen, false));
+        }
+        let is_put = self.put(&plan, &decided).await?;
         let records = self.book.records();
-        let is_settled = !is_put && reconcile::is_settled(&plan, &running, &records);
+        // What waits for its machine may wait for long.
+        let present = self.present(&plan);
+        let is_settled = !is_put && reconcile::is_settled(&present, &running, &records);
         Ok(self.outcome(&plan, is_settled))
     }
 
@@ -200,7 +227,7 @@ impl RayController {
                 self.trouble = None;
                 Ok(true)
             }
-            Err(error) if error.is_passing() && !self.is_first_turn => {
+            Err(error) if !self.is_first_turn => {
                 if self.trouble.is_none() {
                     tracing::warn!(%error, "what runs goes on; nothing is changed until Ray answers");
                 }
@@ -224,6 +251,16 @@ impl RayController {
         Ok(())
     }
 
+    /// The plan without instances of machines that are not there.
+    fn present(&self, plan: &Plan) -> Plan {
+        let instances = plan.instances.iter().filter(|one| self.has_node(one));
+        Plan { instances: instances.cloned().collect(), ..plan.clone() }
+    }
+
+    fn has_node(&self, planned: &PlannedInstance) -> bool {
+        self.inventory.nodes.iter().any(|node| node.name == planned.node)
+    }
+
     fn application(&self, id: &InstanceId) -> Option<&Application> {
         self.serving.applications.get(&emit::name(id))
     }
@@ -241,14 +278,15 @@ impl RayController {
             let app = app.filter(is_own).filter(|app| app.status != AppStatus::Deleting);
             match (self.book.phase(planned), app) {
                 (Some(Phase::Starting), Some(app)) => self.note_starting(planned, &app)?,
-                (Some(Phase::Ready), Some(app)) if !is_up(&app) => {
+                (Some(Phase::Ready), Some(app)) if !still_serves(&app) => {
                     self.book.emit(&planned.id, EventKind::Recovering)?;
                     self.book.set_starting(planned)?;
                 }
                 (Some(Phase::Ready), None) => self.book.fail(planned, taken_away())?,
                 (Some(Phase::Starting), None) => {
                     let since_ms = self.book.record(planned).map_or(0, |record| record.since_ms);
-                    if now_ms().saturating_sub(since_ms) > PLACE_LIMIT_MS {
+                    let is_late = now_ms().saturating_sub(since_ms) > PLACE_LIMIT_MS;
+                    if is_late && self.has_node(planned) {
                         let diagnosis = self.no_place(planned, "");
                         self.book.fail(planned, diagnosis)?;
                     }
@@ -262,7 +300,8 @@ impl RayController {
                 _ => {}
             }
         }
-        self.stops.retain(|id| running.iter().any(|running| running.id == *id));
+        // What runs as it is wanted is not being stopped, whatever ran before under its name.
+        self.stops.retain(|id| running.iter().any(|one| one.id == *id && !plan.wants(one)));
         for id in self.book.unwanted(plan) {
             if !running.iter().any(|running| running.id == id) {
                 self.book.forget(&id)?;
@@ -294,7 +333,13 @@ impl RayController {
             self.book.fail(planned, serve_replica::diagnose(planned.engine, &app.message))?;
         } else if !has_place && waited > PLACE_LIMIT_MS {
             let diagnosis = self.no_place(planned, &app.message);
-            self.book.fail(planned, diagnosis)?;
+            if self.has_node(planned) {
+                self.book.fail(planned, diagnosis)?;
+            } else if entry.diagnosis.as_ref() != Some(&diagnosis) {
+                // Ray starts it as soon as its machine is back: only why is noted.
+                let entry = InstanceEntry { diagnosis: Some(diagnosis), ..entry };
+                self.book.set(&planned.id, entry)?;
+            }
         } else if waited > START_LIMIT_MS {
             self.book.fail(planned, serve_replica::diagnose(planned.engine, &app.message))?;
         }
@@ -317,7 +362,7 @@ impl RayController {
                     "Ray finds no room for {} GPUs on {}: {}",
                     planned.shares.len(),
                     planned.node,
-                    message.lines().last().unwrap_or_default()
+                    self.trouble.as_deref().or(message.lines().last()).unwrap_or_default()
                 ),
                 format!("`berth doctor` shows who else holds GPUs of {}", planned.node),
             ),
@@ -330,7 +375,7 @@ impl RayController {
         &mut self,
         plan: &Plan,
         running: &[RunningInstance],
-    ) -> Result<BTreeSet<InstanceId>, ControllerError> {
+    ) -> Result<Decided, ControllerError> {
         let is_failing = |id: &InstanceId| {
             let phase = plan.instance(id).and_then(|planned| self.book.phase(planned));
             matches!(phase, Some(Phase::Backoff { .. } | Phase::Failed))
@@ -344,16 +389,24 @@ impl RayController {
             plan.instances.iter().filter(|one| self.book.phase(one) == Some(Phase::Starting));
         let mut stays: BTreeSet<InstanceId> =
             there.chain(starting.map(|one| one.id.clone())).collect();
+        let (mut starts, mut due) = (BTreeSet::new(), BTreeSet::new());
         for action in reconcile::next_actions(plan, &running, &self.book.records(), now_ms()) {
             match action {
                 Action::Start(id) => {
                     let Some(planned) = plan.instance(&id) else { continue };
+                    due.insert(id.clone());
+                    if self.is_taken(&id) {
+                        self.book.set_starting(planned)?;
+                        self.book.fail(planned, name_taken(&id))?;
+                        continue;
+                    }
                     match self.held(planned) {
                         None => {
                             self.waiting.remove(&id);
                             self.book.set_starting(planned)?;
                             self.book.emit(&id, EventKind::Started)?;
-                            stays.insert(id);
+                            stays.insert(id.clone());
+                            starts.insert(id);
                         }
                         Some(held) => self.wait_for_memory(planned, held)?,
                     }
@@ -374,7 +427,14 @@ impl RayController {
                 }
             }
         }
-        Ok(stays)
+        self.waiting.retain(|id, _| due.contains(id));
+        Ok(Decided { stays, starts })
+    }
+
+    /// Whether somebody else has an application of an instance's name.
+    fn is_taken(&self, id: &InstanceId) -> bool {
+        let config = self.application(id).map(|app| app.config.as_ref());
+        config.is_some_and(|config| !config.is_some_and(|one| is_own(one, &self.state_id)))
     }
 
     /// What is in the way of a start on its GPUs, as far as Ray sees what they hold: after a stop memory is
@@ -412,12 +472,8 @@ impl RayController {
     }
 
     /// Puts what shall be there, if it isn't. Says whether anything was put.
-    async fn put(
-        &mut self,
-        plan: &Plan,
-        stays: &BTreeSet<InstanceId>,
-    ) -> Result<bool, ControllerError> {
-        let wanted = self.wanted(plan, stays);
+    async fn put(&mut self, plan: &Plan, decided: &Decided) -> Result<bool, ControllerError> {
+        let wanted = self.wanted(plan, decided);
         let lease = lease::next(&self.serving, &self.state_id, !wanted.is_empty(), now_ms());
         let own: BTreeMap<&str, &Value> = self
             .serving
@@ -436,6 +492,9 @@ impl RayController {
         if goal == own {
             return Ok(false);
         }
+        if now_ms() < self.next_put_ms {
+            return Ok(true);
+        }
         let is_quiet = goal.len() == own.len()
             && goal
                 .iter()
@@ -452,8 +511,11 @@ impl RayController {
         });
         match change.await {
             Ok(()) => {}
-            Err(error) if error.is_passing() => tracing::warn!(%error, "the change is tried again"),
-            Err(error) => return Err(error.into()),
+            Err(error) => {
+                tracing::warn!(%error, "the change is tried again");
+                self.next_put_ms = now_ms() + PUT_PAUSE_MS;
+                self.trouble = Some(error.to_string());
+            }
         }
         crash::point();
         Ok(!is_quiet)
@@ -461,7 +523,8 @@ impl RayController {
 
     /// The configs of the instances that shall be there. What is there as it is planned keeps the config
     /// that it was put with as far as Ray's own counting goes: a change there would restart it.
-    fn wanted(&self, plan: &Plan, stays: &BTreeSet<InstanceId>) -> Vec<Value> {
+    fn wanted(&self, plan: &Plan, decided: &Decided) -> Vec<Value> {
+        let Decided { stays, starts } = decided;
         let there = |id: &InstanceId| {
             let config = self.application(id)?.config.as_ref()?;
             is_own(config, &self.state_id).then_some(config)
@@ -493,6 +556,10 @@ impl RayController {
                 (Some(same), Some(new)) if emit::starts_alike(same, &new) => Some(same.clone()),
                 // Its node is away: Ray starts it again when that comes back.
                 (Some(same), None) => Some(same.clone()),
+                // It runs otherwise than it is planned, and is let end before it starts anew.
+                (None, Some(_)) if there(id).is_some() && !starts.contains(id) => {
+                    there(id).cloned()
+                }
                 (_, Some(new)) => Some(new),
                 // What the plan doesn't have stays as it is until its requests have ended.
                 (None, None) => there(id).cloned(),
@@ -507,7 +574,11 @@ impl RayController {
             let rolled_back = self.book.is_rolled_back(&planned.id);
             status_of(planned, planned.find_in(&running), self.book.entry(&planned.id), rolled_back)
         };
-        Turn { is_settled, instances: plan.instances.iter().map(status).collect() }
+        Turn {
+            is_settled,
+            instances: plan.instances.iter().map(status).collect(),
+            externals: Vec::new(),
+        }
     }
 }
 
@@ -526,6 +597,22 @@ fn no_memory(held: String) -> Diagnosis {
         cause: Cause::NotReadyInTime,
         message: held,
         hint: "`berth doctor` shows who else holds GPUs; `berth plan` counts what others hold"
+            .to_owned(),
+        evidence: None,
+    }
+}
+
+/// Serve shows what nobody changed as on its way for a moment after a change of others.
+fn still_serves(app: &Application) -> bool {
+    let is_ill = matches!(app.status, AppStatus::Unhealthy | AppStatus::DeployFailed);
+    !is_ill && app.replicas.iter().any(|one| one.state == "RUNNING")
+}
+
+fn name_taken(id: &InstanceId) -> Diagnosis {
+    Diagnosis {
+        cause: Cause::CannotStart,
+        message: format!("somebody else has an application {}", emit::name(id)),
+        hint: "it may be another berth's, or put by hand: take it away there, or call the model otherwise"
             .to_owned(),
         evidence: None,
     }

@@ -31,6 +31,16 @@ fn plan(args: &str, parent: Option<&Plan>) -> Plan {
     Plan { instances: vec![instance(args)], ..nothing }
 }
 
+/// Plans of before instances had an address keep their digests, or nothing could follow them.
+#[test]
+fn an_older_plan_is_the_same_plan() {
+    let plan = plan("x", None);
+    let text = serde_json::to_string(&plan).unwrap();
+    assert!(!text.contains("127.0.0.1\",\"port"), "{text}");
+    let older: Plan = serde_json::from_str(&text).unwrap();
+    assert_eq!((older.digest(), older.instances[0].host.as_str()), (plan.digest(), "127.0.0.1"));
+}
+
 #[test]
 fn plans_follow_each_other() {
     let folder = tempfile::tempdir().unwrap();

@@ -9,7 +9,7 @@ use crate::digest::Digest;
 use crate::inventory::{DeviceId, InstanceId, RunningInstance};
 use crate::memory::Footprint;
 use crate::scale::Scaled;
-use crate::spec::{EngineKind, GatewaySpec, RaySpec};
+use crate::spec::{EngineKind, External, GatewaySpec, RaySpec};
 use crate::units::Bytes;
 
 /// What shall run where. Immutable; its [`Plan::digest`] names it.
@@ -29,6 +29,9 @@ pub struct Plan {
     /// Deployments of which only as many instances run as are called for.
     #[serde(default)]
     pub scaled: BTreeMap<String, Scaled>,
+    /// Servers that somebody else runs, to which requests go too.
+    #[serde(default)]
+    pub external: Vec<External>,
     /// The instances in the order in which they start.
     pub instances: Vec<PlannedInstance>,
     /// The devices with what the plan puts on them.
@@ -52,7 +55,7 @@ pub struct PlannedInstance {
     /// All its arguments.
     pub args: Vec<String>,
     /// The address that it listens on.
-    #[serde(default = "loopback")]
+    #[serde(default = "loopback", skip_serializing_if = "is_loopback")]
     pub host: String,
     /// The port that it listens on.
     pub port: u16,
@@ -100,6 +103,11 @@ impl PlannedDevice {
 
 fn loopback() -> String {
     "127.0.0.1".to_owned()
+}
+
+/// Plans of before there were other addresses have the digests that they had.
+fn is_loopback(host: &str) -> bool {
+    host == "127.0.0.1"
 }
 
 impl PlannedInstance {
@@ -154,16 +162,25 @@ impl Plan {
     /// The plan's name: a digest of what shall run, and not of how it came to be nor of what was
     /// free at that moment.
     pub fn digest(&self) -> Digest {
-        match self.scaled.is_empty() {
+        match self.scaled.is_empty() && self.external.is_empty() {
             true => Digest::of(&(&self.gateway, &self.instances)),
-            false => Digest::of(&(&self.gateway, &self.instances, &self.scaled)),
+            false => Digest::of(&(&self.gateway, &self.instances, &self.scaled, &self.external)),
         }
     }
 
     /// The plan under which nothing runs, after `parent`.
     pub fn nothing(gateway: GatewaySpec, parent: Option<Digest>) -> Self {
         let (instances, devices, scaled) = (Vec::new(), Vec::new(), BTreeMap::new());
-        Self { parent, strategy: None, ray: None, gateway, scaled, instances, devices }
+        Self {
+            parent,
+            strategy: None,
+            ray: None,
+            gateway,
+            scaled,
+            external: Vec::new(),
+            instances,
+            devices,
+        }
     }
 
     /// What becomes of instances when it follows another, in the order of their ids.

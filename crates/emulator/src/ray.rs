@@ -306,6 +306,12 @@ fn put(shared: &Arc<Shared>, config: &Value) -> Answer {
     };
     let name = |config: &Value| config["name"].as_str().unwrap_or("default").to_owned();
     let names: BTreeSet<String> = wanted.iter().map(name).collect();
+    if names.len() < wanted.len() {
+        return Answer::text(
+            400,
+            "applications: Found multiple configs for the same application name",
+        );
+    }
     let mut inner = shared.inner();
     let gone: Vec<String> =
         inner.apps.keys().filter(|name| !names.contains(*name)).cloned().collect();

@@ -1,5 +1,6 @@
 //! Whether an engine is ready, asked at its own health endpoint.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -26,22 +27,25 @@ pub enum Health {
 
 /// Asks `GET /health` on a loopback port: 200 is ready, 503 is loading (llama-server b10434, vLLM).
 pub async fn ask(port: u16) -> Health {
-    let Ok(Ok(stream)) =
-        tokio::time::timeout(TIMEOUT, TcpStream::connect(("127.0.0.1", port))).await
-    else {
+    ask_at(SocketAddr::from((Ipv4Addr::LOCALHOST, port)), "/health").await
+}
+
+/// The same of a server anywhere, at a path of its own.
+pub async fn ask_at(address: SocketAddr, path: &'static str) -> Health {
+    let Ok(Ok(stream)) = tokio::time::timeout(TIMEOUT, TcpStream::connect(address)).await else {
         return Health::Unreachable;
     };
-    match tokio::time::timeout(TIMEOUT, get_health(stream)).await {
+    match tokio::time::timeout(TIMEOUT, get(stream, path)).await {
         Ok(Ok(StatusCode::OK)) => Health::Ready,
         Ok(Ok(StatusCode::SERVICE_UNAVAILABLE)) => Health::Loading,
         Ok(_) | Err(_) => Health::Silent,
     }
 }
 
-async fn get_health(stream: TcpStream) -> hyper::Result<StatusCode> {
+async fn get(stream: TcpStream, path: &'static str) -> hyper::Result<StatusCode> {
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let request = Request::get("/health")
+    let request = Request::get(path)
         .header("host", "localhost")
         .body(Empty::<Bytes>::new())
         .expect("a constant request is valid");

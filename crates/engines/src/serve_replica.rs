@@ -13,8 +13,22 @@ const MARK: &str = "BERTH-ENDED ";
 #[derive(Deserialize)]
 struct Ended {
     why: String,
+    /// Why the supervisor gave it up; it ended by itself where there is none.
+    #[serde(default)]
+    kind: Option<Kind>,
     code: Option<i32>,
     log: Vec<String>,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Kind {
+    /// It took too long.
+    NotReady,
+    /// Its GPUs' memory was held by others.
+    NoMemory,
+    /// It could not be started at all.
+    CannotStart,
 }
 
 /// Why an instance is not up, from Serve's message.
@@ -38,19 +52,32 @@ pub fn diagnose(engine: EngineKind, message: &str) -> Diagnosis {
         None => ExitKind::Unseen,
     };
     let log = ended.log.join("\n");
-    if ended.code.is_some() {
-        match engine {
-            EngineKind::LlamaServer => return llama_server::diagnose(exit, &log),
-            EngineKind::Vllm => return vllm::diagnose(exit, &log),
-            EngineKind::Ollama => {}
+    let Some(kind) = ended.kind else {
+        let found = match engine {
+            EngineKind::Vllm => vllm::diagnose(exit, &log),
+            EngineKind::LlamaServer | EngineKind::Ollama => llama_server::diagnose(exit, &log),
+        };
+        return with_own_hint(found);
+    };
+    let (cause, hint) = match kind {
+        Kind::NotReady => (Cause::NotReadyInTime, "its log is among Ray's, in logs/berth"),
+        // Whoever holds it may let it go.
+        Kind::NoMemory => (Cause::NotReadyInTime, "`berth doctor` shows who else holds GPUs"),
+        Kind::CannotStart => {
+            (Cause::CannotStart, "check the engine's binary in [engines], as its machine has it")
         }
+    };
+    let evidence = ended.log.iter().rev().find(|line| !line.trim().is_empty()).cloned();
+    Diagnosis { cause, message: ended.why, hint: hint.to_owned(), evidence }
+}
+
+/// On another machine a port is not chosen by what is free there.
+fn with_own_hint(diagnosis: Diagnosis) -> Diagnosis {
+    if diagnosis.cause != Cause::PortTaken {
+        return diagnosis;
     }
-    Diagnosis {
-        cause: if ended.code.is_none() { Cause::CannotStart } else { Cause::Unknown },
-        message: ended.why,
-        hint: "its log is among Ray's, in logs/berth".to_owned(),
-        evidence: ended.log.iter().rev().find(|line| !line.trim().is_empty()).cloned(),
-    }
+    let hint = "set first_port in [cluster] to a range that is free on its machine".to_owned();
+    Diagnosis { hint, ..diagnosis }
 }
 
 /// The last end that a message tells of.

@@ -75,6 +75,10 @@ async fn forwarded(shared: &Shared, request: Request<Incoming>) -> Answer {
     };
     let label = Model { model: model.clone() };
     let gauge = InFlight::new(shared.metrics.in_flight.get_or_create(&label).clone());
+    let body = match &upstream.name {
+        Some(name) => peek::renamed(&body, name),
+        None => body,
+    };
     match forward::send(&shared.pool, &upstream, &head, body).await {
         Ok(response) => {
             let waited = arrived.elapsed().as_secs_f64();

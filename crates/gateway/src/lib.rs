@@ -21,5 +21,5 @@ pub mod routes;
 mod serve;
 
 pub use error::GatewayError;
-pub use routes::{Routes, Upstream, UpstreamState};
+pub use routes::{Instance, Routes, Upstream, UpstreamState};
 pub use serve::Gateway;

@@ -2,7 +2,9 @@
 
 use std::borrow::Cow;
 
+use bytes::Bytes;
 use serde::Deserialize;
+use serde_json::value::RawValue;
 
 use crate::GatewayError;
 
@@ -23,6 +25,22 @@ pub(crate) fn model(body: &[u8]) -> Result<Cow<'_, str>, GatewayError> {
     let routed: Routed<'_> =
         serde_json::from_slice(body).map_err(|error| GatewayError::BadJson(error.to_string()))?;
     routed.model.filter(|model| !model.is_empty()).ok_or(GatewayError::NoModel)
+}
+
+/// The same body with another name as its model; all else stays byte for byte.
+pub(crate) fn renamed(body: &Bytes, name: &str) -> Bytes {
+    #[derive(Deserialize)]
+    struct Raw<'a> {
+        #[serde(borrow)]
+        model: &'a RawValue,
+    }
+    let Ok(raw) = serde_json::from_slice::<Raw<'_>>(body) else { return body.clone() };
+    let value = raw.model.get();
+    // The raw value is a part of the body: where it starts is how far in it lies.
+    let start = value.as_ptr() as usize - body.as_ptr() as usize;
+    let name = serde_json::Value::from(name).to_string();
+    let parts = [&body[..start], name.as_bytes(), &body[start + value.len()..]];
+    Bytes::from(parts.concat())
 }
 
 #[cfg(test)]
@@ -49,6 +67,21 @@ mod tests {
             let found = model(body.as_bytes());
             let found = found.as_deref().map_err(GatewayError::code);
             assert_eq!(found, expected, "{body}");
+        }
+    }
+
+    #[test]
+    fn only_the_name_changes() {
+        for (body, expected) in [
+            (r#"{"model":"a"}"#, r#"{"model":"b\"c"}"#),
+            (
+                r#" { "x" : {"model":"no"}, "model" : "t\u0069ny" , "y":1e400}"#,
+                r#" { "x" : {"model":"no"}, "model" : "b\"c" , "y":1e400}"#,
+            ),
+            ("{}", "{}"),
+        ] {
+            let renamed = renamed(&Bytes::from(body), "b\"c");
+            assert_eq!(renamed, Bytes::from(expected), "{body}");
         }
     }
 

@@ -20,7 +20,24 @@ pub struct Upstream {
     pub address: SocketAddr,
     /// What it is doing.
     pub state: UpstreamState,
+    /// What the model is called there, where that is another name.
+    pub name: Option<String>,
     in_flight: Arc<AtomicU64>,
+}
+
+/// An instance that routes lead to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Instance {
+    /// The model, by the name that clients ask for.
+    pub model: String,
+    /// Its id.
+    pub id: String,
+    /// Where its engine listens.
+    pub address: SocketAddr,
+    /// What it is doing.
+    pub state: UpstreamState,
+    /// What the model is called there, where that is another name.
+    pub name: Option<String>,
 }
 
 /// What an instance is doing, as far as routing cares.
@@ -37,16 +54,13 @@ pub enum UpstreamState {
 }
 
 impl Routes {
-    /// Routes to these instances: model, id, address and state of each. Counts of requests in
-    /// flight go on from `before`; an instance that left stays, draining, until it has none.
-    pub fn new(
-        instances: impl IntoIterator<Item = (String, String, SocketAddr, UpstreamState)>,
-        before: &Self,
-    ) -> Self {
+    /// Routes to these instances. Counts of requests in flight go on from `before`; an instance that left
+    /// stays, draining, until it has none.
+    pub fn new(instances: impl IntoIterator<Item = Instance>, before: &Self) -> Self {
         let mut routes = Self::default();
-        for (model, id, address, state) in instances {
+        for Instance { model, id, address, state, name } in instances {
             let in_flight = before.counter(&id);
-            routes.add(&model, Upstream { id, address, state, in_flight });
+            routes.add(&model, Upstream { id, address, state, name, in_flight });
         }
         for (model, upstreams) in &before.models {
             for left in upstreams.iter().filter(|upstream| upstream.in_flight() > 0) {
@@ -54,7 +68,8 @@ impl Routes {
                     let in_flight = Arc::clone(&left.in_flight);
                     let (id, address) = (left.id.clone(), left.address);
                     let state = UpstreamState::Draining;
-                    routes.add(model, Upstream { id, address, state, in_flight });
+                    let name = left.name.clone();
+                    routes.add(model, Upstream { id, address, state, name, in_flight });
                 }
             }
         }

@@ -5,7 +5,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use berth_gateway::{Gateway, Routes, UpstreamState};
+use berth_gateway::{Gateway, Instance, Routes, UpstreamState};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -127,10 +127,14 @@ struct Served {
     ended: JoinHandle<std::io::Result<()>>,
 }
 
+/// An instance that knows the model by the name that clients use.
+fn to(model: &str, id: &str, address: SocketAddr, state: UpstreamState) -> Instance {
+    Instance { model: model.into(), id: id.into(), address, state, name: None }
+}
+
 async fn serve(routes: &[(&str, &str, SocketAddr, UpstreamState)]) -> Served {
     let gateway = Gateway::new(MAX_BODY);
-    let owned =
-        routes.iter().map(|(m, id, address, state)| ((*m).into(), (*id).into(), *address, *state));
+    let owned = routes.iter().map(|(model, id, address, state)| to(model, id, *address, *state));
     gateway.set_routes(Routes::new(owned, &gateway.routes()));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -359,7 +363,7 @@ async fn models_health_readiness_and_metrics_are_told() {
     assert_eq!(get("/health").await.0, "200");
     assert_eq!(get("/ready").await.0, "503", "late is not ready");
     served.gateway.set_routes(Routes::new(
-        [("tiny".into(), "tiny-0".into(), engine.address, UpstreamState::Ready)],
+        [to("tiny", "tiny-0", engine.address, UpstreamState::Ready)],
         &served.gateway.routes(),
     ));
     assert_eq!(get("/ready").await.0, "200");

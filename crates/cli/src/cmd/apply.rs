@@ -46,7 +46,8 @@ pub(crate) fn finish(
 /// Sees the plan in force through: as the controller where there is none, else by watching it.
 pub(crate) fn carry_out(dir: &StateDir, journal: &Journal) -> Result<Status, Failure> {
     lifecycle::runtime()?.block_on(async {
-        match lifecycle::controller(dir, None)? {
+        let current = journal.current()?.map(|journalled| journalled.plan);
+        match lifecycle::controller(dir, current.as_ref(), None)? {
             Some(mut controller) => {
                 controller.journal_mut().set_gateway(None)?;
                 lifecycle::settle(&mut controller, None).await?;

@@ -70,7 +70,7 @@ fn text(
             let starts = ray::starts(inventory, label);
             let starts: String = starts.iter().map(|line| format!("#   {line}\n")).collect();
             Ok(format!(
-                "# Plan {}, for Ray 2.60. The cluster:\n{starts}# The rest: serve deploy THIS_FILE\n{}",
+                "# Plan {}, for Ray 2.60. The cluster:\n{starts}# The rest: serve deploy THIS_FILE, which takes away every application that is not in it.\n{}",
                 plan.digest(),
                 serve_config(plan, inventory, spec, module)?
             ))

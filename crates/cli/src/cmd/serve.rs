@@ -21,7 +21,8 @@ pub(crate) fn run(state: &Path, _args: &ServeArgs) -> Result<ExitCode, Failure> 
     lifecycle::runtime()?.block_on(async {
         let listener = lifecycle::bind(current.plan.gateway.listen).await?;
         let gateway = Gateway::new(current.plan.gateway.max_body.0);
-        let mut controller = lifecycle::controller(&dir, Some(&gateway))?.ok_or_else(taken)?;
+        let mut controller =
+            lifecycle::controller(&dir, Some(&current.plan), Some(&gateway))?.ok_or_else(taken)?;
         controller.journal_mut().set_gateway(Some(current.plan.gateway.listen))?;
         output::talk(&format!("serving at http://{}", current.plan.gateway.listen));
         tokio::select! {

@@ -31,7 +31,8 @@ pub(crate) fn run(state: &Path, args: &UpArgs) -> Result<ExitCode, Failure> {
 
 pub(super) async fn up(dir: &StateDir, planned: &Planned) -> Result<ExitCode, Failure> {
     let gateway = Gateway::new(planned.plan.gateway.max_body.0);
-    let mut controller = lifecycle::controller(dir, Some(&gateway))?.ok_or_else(serve::taken)?;
+    let mut controller = lifecycle::controller(dir, Some(&planned.plan), Some(&gateway))?
+        .ok_or_else(serve::taken)?;
     let listener = lifecycle::bind(planned.plan.gateway.listen).await?;
     controller.journal_mut().commit(&planned.plan, Some(&planned.report), now_ms())?;
     controller.journal_mut().set_gateway(Some(planned.plan.gateway.listen))?;
@@ -45,6 +46,14 @@ pub(super) async fn up(dir: &StateDir, planned: &Planned) -> Result<ExitCode, Fa
         ended = run_until_stopped(dir, &mut controller, &gateway) => ended,
         () = lifecycle::signal() => Ok(ExitCode::SUCCESS),
     };
+    if ended.is_err() && planned.plan.ray.is_some() {
+        // What Ray runs is no worse for what went wrong here.
+        output::talk(
+            "\nthe engines go on: Ray looks after them; `berth serve` takes them up again",
+        );
+        gateway.drain();
+        return ended;
+    }
     output::talk("\nstopping: finishing what runs (Ctrl-C again stops at once)");
     gateway.drain();
     tokio::select! {
@@ -93,13 +102,17 @@ async fn stop(controller: &mut Controller) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Other plans that may come in between.
+const MOST_TRIES: u32 = 50;
+
 /// Brings the plan into force under which nothing runs, whatever plan came in between.
 fn want_nothing(journal: &mut Journal) -> Result<(), Failure> {
-    loop {
+    for _ in 0..MOST_TRIES {
         let Some(nothing) = prepare::nothing(journal)? else { return Ok(()) };
         match journal.commit(&nothing, None, now_ms()) {
             Err(JournalError::Stale) => {}
             committed => return Ok(committed.map(drop)?),
         }
     }
+    Err(JournalError::Stale.into())
 }

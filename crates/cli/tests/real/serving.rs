@@ -6,7 +6,7 @@ use std::process::Command;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::{self, Berth, GEMMA, SMOLLM, fetched, model, send, wait_until};
+use crate::harness::{self, Berth, GEMMA, SMOLLM, fetched, model, send, small, wait_until};
 
 /// A stream of events: what it said so far, and whether it came to its end.
 struct Stream {
@@ -48,6 +48,52 @@ fn two_models() -> String {
 }
 
 /// From nothing to answers by OpenAI's own client, and back to nothing.
+/// A server that somebody else runs is routed to under another name, watched, and left alone.
+#[test]
+fn a_server_of_somebody_elses_is_adopted() {
+    let berth = Berth::new(6);
+    let port = 22_900;
+    let start = || {
+        let mut server = std::process::Command::new(fetched("llama-server/llama-server"));
+        server.args([
+            "--port",
+            &port.to_string(),
+            "--alias",
+            "their:name",
+            "-c",
+            "512",
+            "--no-warmup",
+            "--model",
+        ]);
+        server
+            .arg(fetched(&format!("models/{SMOLLM}")))
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap()
+    };
+    let mut theirs = start();
+    let external =
+        format!("external = {{ url = \"http://localhost:{port}\", name = \"their:name\" }}");
+    berth.spec(&(small("own") + &format!("[models.theirs]\n{external}\n")));
+    let up = berth.up();
+    let ask = || {
+        let body = r#"{"model":"theirs","prompt":"a","max_tokens":1}"#;
+        let answer = ureq::post(berth.url("/v1/completions")).send(body).ok()?;
+        answer.into_body().read_to_string().ok()
+    };
+    wait_until("their server answers", || ask().is_some_and(|text| text.contains("their:name")));
+    theirs.kill().unwrap();
+    theirs.wait().unwrap();
+    wait_until("it is seen to be gone", || ask().is_none());
+    let mut theirs = start();
+    wait_until("it answers again", || ask().is_some());
+    drop(up);
+    berth.run(&["down"]).expect(0, &[]);
+    assert!(theirs.try_wait().unwrap().is_none(), "it is left alone");
+    theirs.kill().unwrap();
+    theirs.wait().unwrap();
+}
+
 #[test]
 fn openais_client_works_and_ctrl_c_stops_all() {
     let berth = Berth::new(10);

@@ -124,7 +124,7 @@ fn names(seen: &Examined, label: Option<&str>, all: &mut Vec<Found>) {
     match label {
         None => all.push(found(
             Severity::Warning,
-            "nodes are known by their hosts' names, and instances are pinned by Ray's ids, which change when a \
+            "nodes are known by their addresses, and instances are pinned by Ray's ids, which change when a \
              node comes back: an instance of it then restarts only while a berth is about"
                 .to_owned(),
             "start nodes with --labels machine=NAME, and set name_label = \"machine\" in [cluster.ray]",
@@ -219,7 +219,7 @@ fn holders(seen: &Examined, all: &mut Vec<Found>) {
         let name = name.or(actor["class_name"].as_str()).unwrap_or("an actor");
         let node = actor["node_id"].as_str().and_then(|id| name_of(&seen.inventory.nodes, id));
         match actor["state"].as_str() {
-            Some("ALIVE") if gpus > 0.0 && !name.starts_with("SERVE_REPLICA::") => {
+            Some("ALIVE") if gpus > 0.0 && !name.starts_with("SERVE_REPLICA::berth-") => {
                 let message = format!("{name} holds {gpus} GPUs of {}", node.unwrap_or("a node"));
                 all.push(found(Severity::Note, message, ""));
             }

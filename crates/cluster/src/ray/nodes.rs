@@ -3,7 +3,7 @@
 //! Labels and names are read from the state API (`/api/v0/nodes`), which has them as they are; what GPUs
 //! hold from the dashboard's reporter (`/nodes?view=summary`), which rewrites labels.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use berth_core::gpu::GpuKind;
 use berth_core::inventory::{Cpu, Device, DeviceId, DeviceKind, Inventory, Node};
@@ -17,6 +17,9 @@ const NODES: &str = "/api/v0/nodes?detail=true&limit=10000";
 const SUMMARY: &str = "/nodes?view=summary";
 /// Ray's own name for the kind of a node's GPUs.
 const ACCELERATOR: &str = "ray.io/accelerator-type";
+
+/// More GPUs than this no machine has.
+const MOST_GPUS: f64 = 64.0;
 
 /// How nodes are named and what is said of them where Ray can't tell.
 #[derive(Clone, Copy, Debug, Default)]
@@ -61,7 +64,6 @@ pub fn inventory(
         .flatten()
         .filter_map(|node| Some((node["raylet"]["nodeId"].as_str()?, node)))
         .collect();
-    let names = Names::new(&alive, &reported, naming);
     let mut inventory = Inventory::default();
     let total = result["total"].as_u64().unwrap_or(0);
     if total > listed.len() as u64 {
@@ -73,7 +75,7 @@ pub fn inventory(
     for node in alive {
         let id = node["node_id"].as_str().unwrap_or_default();
         let found = Node {
-            name: names.of(node),
+            name: name(node, naming).to_owned(),
             id: Some(id.to_owned()),
             address: node["node_ip"].as_str().map(str::to_owned),
             labels: labels(node),
@@ -95,33 +97,10 @@ fn labels(node: &Value) -> BTreeMap<String, String> {
     labels.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect()
 }
 
-/// The names of nodes: a label's value, else the host's name, else the address; whichever tells all nodes
-/// apart.
-struct Names<'a> {
-    label: Option<&'a str>,
-    hosts: BTreeMap<&'a str, &'a str>,
-}
-
-impl<'a> Names<'a> {
-    fn new(
-        alive: &[&'a Value],
-        reported: &BTreeMap<&'a str, &'a Value>,
-        naming: Naming<'a>,
-    ) -> Self {
-        let id = |node: &&'a Value| node["node_id"].as_str();
-        let host = |id: &'a str| Some((id, reported.get(id)?["hostname"].as_str()?));
-        let hosts: BTreeMap<&str, &str> = alive.iter().filter_map(id).filter_map(host).collect();
-        let distinct: BTreeSet<&&str> = hosts.values().collect();
-        let is_telling = distinct.len() == alive.len();
-        Self { label: naming.label, hosts: if is_telling { hosts } else { BTreeMap::new() } }
-    }
-
-    fn of(&self, node: &Value) -> String {
-        let label = self.label.and_then(|label| node["labels"][label].as_str());
-        let id = node["node_id"].as_str().unwrap_or_default();
-        let host = self.hosts.get(id).copied();
-        label.or(host).or(node["node_ip"].as_str()).unwrap_or(id).to_owned()
-    }
+/// A node's name: a label's value, else its address. Neither depends on what the reporter has answered.
+fn name<'a>(node: &'a Value, naming: Naming<'_>) -> &'a str {
+    let label = naming.label.and_then(|label| node["labels"][label].as_str());
+    label.or(node["node_ip"].as_str()).or(node["node_id"].as_str()).unwrap_or_default()
 }
 
 /// A node's GPUs: as the reporter sees them, or as many as Ray counts, of the kind that somebody says.
@@ -136,7 +115,8 @@ fn devices(
     let host: Vec<Device> = host.cloned().collect();
     let seen: Vec<Device> =
         report["gpus"].as_array().into_iter().flatten().filter_map(seen).collect();
-    let counted = node["resources_total"]["GPU"].as_f64().unwrap_or(0.0) as u32;
+    let counted =
+        node["resources_total"]["GPU"].as_f64().unwrap_or(0.0).clamp(0.0, MOST_GPUS) as u32;
     if !seen.is_empty() {
         if seen.len() as u32 != counted {
             let seen = seen.len();
@@ -187,9 +167,9 @@ fn seen(gpu: &Value) -> Option<Device> {
     let mib = |value: Value| value.as_f64().map(|mib| Bytes((mib * 1_048_576.0) as u64));
     let total = mib(of("memory_total", "memoryTotal"))?;
     let used = mib(of("memory_used", "memoryUsed")).unwrap_or_default();
-    let id = gpu["uuid"].as_str().map_or_else(|| format!("gpu:{index}"), str::to_owned);
     Some(Device {
-        id: DeviceId(id),
+        // By its number: ids would be others while the reporter hasn't answered yet.
+        id: DeviceId(format!("gpu:{index}")),
         kind: DeviceKind::Gpu { index, name },
         total,
         used_by_others: used,

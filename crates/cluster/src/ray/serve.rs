@@ -80,7 +80,7 @@ pub fn parse(answer: &Value) -> Result<Serving, RayError> {
         .ok_or_else(|| strange(APPLICATIONS, "there are no applications"))?;
     let of = |(name, app): (&String, &Value)| (name.clone(), application(app));
     let mut settings = Map::new();
-    for name in ["proxy_location", "http_options", "grpc_options"] {
+    for name in ["proxy_location", "http_options", "grpc_options", "target_capacity"] {
         if !answer[name].is_null() {
             settings.insert(name.to_owned(), answer[name].clone());
         }
@@ -124,9 +124,18 @@ pub fn desired(
 ) -> Value {
     let there = serving.applications.values();
     let there = there.filter(|app| app.status != AppStatus::Deleting);
-    let others = there.filter_map(|app| app.config.clone()).filter(|config| !is_own(config));
-    let applications: Vec<Value> = others.chain(wanted).collect();
+    let wanted: Vec<Value> = wanted.into_iter().collect();
+    // Ray refuses two of one name; a lease that ended is taken over so.
+    let is_replaced = |config: &Value| wanted.iter().any(|one| one["name"] == config["name"]);
+    let others = there.filter_map(|app| app.config.clone());
+    let others = others.filter(|config| !is_own(config) && !is_replaced(config));
+    let applications: Vec<Value> = others.chain(wanted.iter().cloned()).collect();
     let mut all = serving.settings.clone();
+    if all.is_empty() {
+        // Serve isn't up yet, and would open a proxy without a key on every address of every machine.
+        all.insert("proxy_location".to_owned(), json!("HeadOnly"));
+        all.insert("http_options".to_owned(), json!({ "host": "127.0.0.1" }));
+    }
     all.insert("applications".to_owned(), json!(applications));
     Value::Object(all)
 }

@@ -54,8 +54,8 @@ pub fn plan_cluster(
     let parent = current.map(Plan::digest);
     let ray = (spec.cluster.backend == Backend::Ray).then(|| spec.cluster.ray.clone());
     let gateway = spec.gateway.clone();
-    let scaled = scaled(spec, &instances);
-    let plan = Plan { parent, strategy: None, ray, gateway, scaled, instances, devices };
+    let (scaled, external) = (scaled(spec, &instances), spec.external.clone());
+    let plan = Plan { parent, strategy: None, ray, gateway, scaled, external, instances, devices };
     let report = PlanReport {
         verdict,
         plan_digest: plan.digest(),

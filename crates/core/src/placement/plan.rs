@@ -80,6 +80,7 @@ pub fn plan(
         strategy: None,
         ray: None,
         scaled: BTreeMap::new(),
+        external: spec.external.clone(),
         gateway: spec.gateway.clone(),
         instances,
         devices,

@@ -110,6 +110,10 @@ pub(super) fn deployments(
                 problems.add_with_hint(group.span(), message, "write them in the model's section");
             }
         }
+        // Somebody else's server alone is nothing to place.
+        if raw.external.is_some() && raw.source.is_none() && raw.deployments.is_empty() {
+            continue;
+        }
         let mut whole = raw.clone();
         let (groups, runs) = (std::mem::take(&mut whole.deployments), whole.running.take());
         let model = name.get_ref();

@@ -6,6 +6,7 @@
 //! - `validate`: [`Spec`], where what can't work can't be said
 //! - [`deployment`]: the groups of instances that a model is run as
 //! - [`domains`]: failure domains, and how instances are spread over them
+//! - [`external`]: servers that somebody else runs
 //! - [`nodes`]: machines that are planned for, and rules that choose among machines
 //! - `source`, `check_flags`: where weights are; whether an engine has a flag
 //! - [`error`]: errors that name line, column and the nearest right key
@@ -15,6 +16,7 @@ mod check_flags;
 pub mod deployment;
 pub mod domains;
 pub mod error;
+pub mod external;
 pub mod flags;
 pub mod nodes;
 mod overlay;
@@ -25,6 +27,7 @@ mod validate;
 pub use deployment::{AssumedFacts, Deployment, Running};
 pub use domains::{Beside, Domain, Spread, unknown_domain};
 pub use error::{SpecError, SpecProblem};
+pub use external::External;
 pub use flags::{FlagValue, Flags};
 pub use nodes::NodeRule;
 pub use raw::{Backend, Demand, EngineKind, RawWritten as Written, Replicas};

@@ -104,7 +104,7 @@ pub struct RawRay {
     pub address: Option<Spanned<String>>,
     /// A file with its token. Without it: `RAY_AUTH_TOKEN`, if that is set.
     pub token_file: Option<String>,
-    /// The label whose value is a node's name. Without it: the host's name.
+    /// The label whose value is a node's name. Without it: its address.
     pub name_label: Option<String>,
 }
 
@@ -291,6 +291,10 @@ pub struct RawModel {
     /// What is asked of it.
     #[schemars(with = "Option<Demand>")]
     pub demand: Option<Spanned<Demand>>,
+    /// A server that somebody else runs: requests go to it, beside berth's own instances if there are any;
+    /// it is watched, and never started or stopped.
+    #[schemars(with = "Option<RawExternal>")]
+    pub external: Option<Spanned<RawExternal>>,
     /// Groups of instances that differ, by name; what they don't say is the model's. Without any, the
     /// model is one group.
     #[serde(default)]
@@ -298,6 +302,16 @@ pub struct RawModel {
     pub deployments: BTreeMap<Spanned<String>, RawModel>,
     /// What runs of it today, where berth can't see it: one instance on each of its `nodes`.
     pub running: Option<Box<RawRunning>>,
+}
+
+/// A server that somebody else runs.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawExternal {
+    /// Where: `http://HOST:PORT`.
+    pub url: String,
+    /// What the model is called there. Default: as here.
+    pub name: Option<String>,
 }
 
 /// What runs today.

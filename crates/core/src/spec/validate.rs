@@ -8,6 +8,7 @@ use toml::Spanned;
 
 use super::deployment::{Deployment, Machines, Running};
 use super::error::Problems;
+use super::external::{self, External};
 use super::raw::{
     Backend, EngineKind, RawCluster, RawEngine, RawGateway, RawModel, RawNodeRule, RawRay, RawSpec,
     RawStrategy, RawWritten as Written,
@@ -40,6 +41,8 @@ pub struct Spec {
     pub deployments: Vec<Deployment>,
     /// What is said to run already.
     pub running: Vec<Running>,
+    /// Servers that somebody else runs.
+    pub external: Vec<External>,
     /// Named changes, each as a whole spec.
     pub strategies: Vec<Strategy>,
     /// The file as it was read, for further strategies to be laid over it.
@@ -159,6 +162,7 @@ fn validate(raw: RawSpec, problems: &mut Problems<'_>) -> Spec {
         vllm_version: vllm_version(raw.engines.vllm.version, problems),
         deployments: Vec::new(),
         running: Vec::new(),
+        external: externals(&raw.models, problems),
         strategies: Vec::new(),
         text: String::new(),
     };
@@ -205,6 +209,7 @@ fn strategy(
             problems.add(left_out.span(), message);
         }
     }
+    spec.external = externals(&merged, problems);
     (spec.deployments, _) = deployment::deployments(&merged, machines(&spec.cluster), problems);
     Strategy {
         name: name.into_inner(),
@@ -213,6 +218,16 @@ fn strategy(
         toml: None,
         spec,
     }
+}
+
+fn externals(
+    models: &BTreeMap<Spanned<String>, RawModel>,
+    problems: &mut Problems<'_>,
+) -> Vec<External> {
+    let of = |(name, model): (&Spanned<String>, &RawModel)| {
+        external::external(name.get_ref(), model.external.as_ref()?, problems)
+    };
+    models.iter().filter_map(of).collect()
 }
 
 fn machines(cluster: &ClusterSpec) -> Machines<'_> {

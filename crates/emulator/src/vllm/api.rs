@@ -138,11 +138,11 @@ async fn complete(engine: &Arc<Engine>, body: &Value, is_chat: bool) -> Answer {
     let asked = body["max_completion_tokens"].as_u64().or(body["max_tokens"].as_u64());
     let answer = asked.unwrap_or(if is_chat { 128 } else { 16 });
     let longest = engine.pace.longest;
-    if prompt + answer > longest {
+    if prompt.saturating_add(answer) > longest {
         return bad_request(format!(
             "This model's maximum context length is {longest} tokens. However, you requested {} tokens ({prompt} in \
              the messages, {answer} in the completion). Please reduce the length of the messages or completion.",
-            prompt + answer
+            prompt.saturating_add(answer)
         ));
     }
     {

@@ -82,6 +82,7 @@ fn a_ray_cluster() {
     send(i32::try_from(serve.id()).unwrap(), Signal::TERM);
     serve.wait().unwrap();
     what_others_run_is_left(&berth, &ray);
+    up_runs_it_there_and_stops_it(&berth, &ray);
 }
 
 /// Real vLLM under berth from plan to answer, without its GPU: what it takes there is planned as for an A10.
@@ -265,6 +266,18 @@ fn a_change_that_cannot_start_goes_back(berth: &Berth, ray: &RayCluster) {
     let why = two["diagnosis"]["message"].as_str().unwrap();
     assert!(why.contains("refused a flag"), "{two}");
     assert!(answers(berth, "two") && answers(berth, "one"));
+}
+
+/// From an empty state folder, in the foreground, until Ctrl-C.
+fn up_runs_it_there_and_stops_it(berth: &Berth, ray: &RayCluster) {
+    std::fs::remove_dir_all(berth.folder.path().join("state")).unwrap();
+    spec(berth, ray, &model("one", "devices = [\"gpu:3\"]\nnodes = \"n1\""));
+    let up = berth.up();
+    assert_eq!(ray.applications()["berth-one-0"][0].0, "n1");
+    assert!(answers(berth, "one"));
+    up.signal(Signal::INT);
+    assert_eq!(up.wait().0, Some(0));
+    wait_until("only theirs is left again", || ray.applications().keys().eq(["theirs"]));
 }
 
 fn what_others_run_is_left(berth: &Berth, ray: &RayCluster) {

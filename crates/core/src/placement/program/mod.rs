@@ -7,7 +7,7 @@
 //! GPUs, in what may run there and in what runs there are one class.
 //!
 //! - [`linear`]: the unknowns, the rows, and the objectives in their order
-//! - [`rules`]: rows for host memory, for failure domains and for models that stay together
+//! - `rules`: rows for host memory, for failure domains and for models that stay together
 //! - [`greedy`](mod@greedy): a plan at once, from what runs or from a relaxed plan
 //! - [`branch`]: the relaxation, and branch and bound over it, bounded in steps and not in time: the
 //!   same answer on every machine

@@ -10,7 +10,7 @@ from pathlib import Path
 import aiohttp
 import ray
 from starlette.requests import Request
-from starlette.responses import StreamingResponse
+from starlette.responses import Response, StreamingResponse
 
 # What belongs to one connection and not to the next.
 HOP_BY_HOP = {"connection", "content-length", "host", "keep-alive", "transfer-encoding", "upgrade"}
@@ -20,15 +20,16 @@ class Engine:
     """Comes up once the engine is ready; is unwell as soon as the engine is."""
 
     def __init__(self, args: dict):
-        self.address = f"http://{args['host']}:{args['port']}"
+        host = f"[{args['host']}]" if ":" in args["host"] else args["host"]
+        self.address = f"http://{host}:{args['port']}"
         self.session = None
         self.ended = None
         self.ready = threading.Event()
         log = log_file(args["instance"])
         order = dict(args, log=str(log))
         supervisor = Path(__file__).with_name("supervisor.py")
-        # The supervisor lives until its standard input ends, and so does the engine: however the
-        # replica ends, nothing of it stays on the GPUs.
+        # The supervisor lives until its standard input ends, and so does the engine, however the replica
+        # ends. What a killed supervisor leaves, the next one ends.
         self.supervisor = subprocess.Popen(
             [sys.executable, "-E", str(supervisor)],
             stdin=subprocess.PIPE,
@@ -72,6 +73,8 @@ class Engine:
     async def __call__(self, request: Request):
         """Passes a request on, for those who come through Ray's proxy."""
         path = request.url.path.removeprefix(request.scope.get("root_path", ""))
+        if not path.startswith("/v1/"):
+            return Response("only /v1 is passed on\n", status_code=404)
         headers = [(k, v) for k, v in request.headers.items() if k.lower() not in HOP_BY_HOP]
         answer = await self._session().request(
             request.method,

@@ -13,10 +13,13 @@ their holder, however it ends:
 
 import ctypes
 import fcntl
+import http.client
 import json
 import os
 import selectors
 import signal
+import socket
+import stat
 import subprocess
 import sys
 import time
@@ -26,8 +29,13 @@ from pathlib import Path
 
 GRACE_S = 20
 TICK_S = 0.25
-# An instance that shall start first and never comes holds nobody up for longer.
+# An instance that shall start first holds nobody up for longer, and for less where there is none.
 ORDER_LIMIT_S = 900
+ABSENT_LIMIT_S = 30
+# What is left of an engine whose supervisor is gone is ended after this.
+LEFTOVER_AFTER_S = 10
+LOCK_LIMIT_S = 600
+LOG_TAIL = 8000
 FREE_LIMIT_S = 120
 PR_SET_PDEATHSIG = 1
 
@@ -43,79 +51,124 @@ def main():
         folder = lock_folder()
         own = lock(folder / f"{order['node']}-{order['instance']}.instance")
         wait_for_earlier(order, folder)
-        starting = [lock(folder / f"{order['node']}-{gpu['id']}.gpu") for gpu in order["gpus"]]
+        gpus = sorted(gpu["id"] for gpu in order["gpus"])
+        starting = [lock(folder / f"{order['node']}-{gpu}.gpu") for gpu in gpus]
         wait_for_memory(order)
+        wait_for_port(order)
         say("starting")
         engine = start(order, own)
+        mark(own, "starting", engine.pid)
         wait_until_ready(order, engine)
-        mark(own, "ready")
+        mark(own, "ready", engine.pid)
         for held in starting:
             held.close()
         say("ready", pid=engine.pid)
         while engine.poll() is None:
             rest(TICK_S)
-        ended(order, f"it ended by itself: {how(engine.returncode)}")
+        ended(order, f"it ended by itself: {how(engine.returncode)}", engine=engine)
     except Gone:
         pass
     except Refused as refused:
-        ended(order, str(refused), engine)
+        ended(order, str(refused), refused.kind, engine)
     finally:
         if engine is not None:
             end(engine)
 
 
 class Refused(Exception):
-    """The engine can't be started as it is planned."""
+    """The engine can't be started as it is planned. `kind` says why, None where it ended by itself."""
+
+    def __init__(self, why: str, kind=None):
+        super().__init__(why)
+        self.kind = kind
 
 
 def lock_folder() -> Path:
     folder = Path(f"/tmp/berth-{os.getuid()}")
     folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
-        raise Refused(f"{folder} is somebody else's")
+    found = folder.lstat()
+    if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode):
+        raise Refused(f"{folder} is somebody else's", "cannot_start")
     return folder
 
 
 def lock(path: Path):
     """Waits for a lock; it is held until the file and all that inherited it are closed."""
     file = open(path, "a+")
+    begun = time.monotonic()
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            waited = time.monotonic() - begun
+            if waited > LEFTOVER_AFTER_S:
+                end_leftover(path)
+            if waited > LOCK_LIMIT_S:
+                raise Refused(f"{path.stem} is still running after {LOCK_LIMIT_S} s", "not_ready")
             rest(TICK_S)
             continue
-        mark(file, "")
+        mark(file, "waiting")
         return file
 
 
-def mark(file, text: str):
-    file.truncate(0)
-    file.write(text)
+def mark(file, state: str, engine=None):
+    """Says in a lock's file how far its holder is, and whose processes it has."""
+    file.seek(0)
+    file.truncate()
+    file.write(json.dumps({"state": state, "supervisor": os.getpid(), "engine": engine}))
     file.flush()
 
 
+def marked(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def end_leftover(path: Path):
+    """Ends the processes of an engine whose supervisor was killed: only its first one dies with it."""
+    found = marked(path)
+    supervisor, engine = found.get("supervisor"), found.get("engine")
+    if engine is None or is_supervisor(supervisor):
+        return
+    try:
+        os.killpg(engine, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass
+
+
+def is_supervisor(pid) -> bool:
+    try:
+        return Path(__file__).name in Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return False
+
+
 def wait_for_earlier(order: dict, folder: Path):
-    """Instances that the plan starts before this one on the same GPUs."""
-    deadline = time.monotonic() + ORDER_LIMIT_S
+    """Instances that the plan starts before this one on the same GPUs: those that are on their way, and for a
+    moment those that nothing is seen of yet, as after a reboot."""
+    begun = time.monotonic()
     for instance in order["after"]:
         path = folder / f"{order['node']}-{instance}.instance"
-        while time.monotonic() < deadline and not is_ready(path):
+        while True:
+            state, waited = state_of(path), time.monotonic() - begun
+            limit = {"ready": 0, "absent": ABSENT_LIMIT_S}.get(state, ORDER_LIMIT_S)
+            if waited >= limit:
+                break
             rest(TICK_S)
 
 
-def is_ready(path: Path) -> bool:
-    """Whether somebody holds an instance's lock and has marked it ready."""
+def state_of(path: Path) -> str:
+    """How far the holder of an instance's lock is; "absent" where nobody holds it."""
     try:
         with open(path) as file:
-            if file.read() != "ready":
-                return False
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return "absent"
     except FileNotFoundError:
-        return False
+        return "absent"
     except BlockingIOError:
-        return True
-    return False
+        return marked(path).get("state", "waiting")
 
 
 def wait_for_memory(order: dict):
@@ -126,9 +179,21 @@ def wait_for_memory(order: dict):
             if time.monotonic() > deadline:
                 needs, has = gpu["bytes"] / 2**30, free / 2**30
                 raise Refused(
-                    f"GPU {gpu['index']} has {has:.2f} GiB free, and the plan needs {needs:.2f} GiB"
+                    f"GPU {gpu['index']} has {has:.2f} GiB free, and the plan needs {needs:.2f} GiB",
+                    "no_memory",
                 )
             rest(TICK_S)
+
+
+def wait_for_port(order: dict):
+    """Somebody else's server on the port would be taken for the engine."""
+    with socket.socket(socket.AF_INET6 if ":" in order["host"] else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((order["host"], order["port"]))
+        except OSError as error:
+            where = f"{order['host']}:{order['port']}"
+            raise Refused(f"{where} can't be listened on: {error}", "cannot_start") from error
 
 
 def free_bytes(gpu: str, index: int):
@@ -163,7 +228,8 @@ def start(order: dict, own) -> subprocess.Popen:
             preexec_fn=die_with_parent,
         )
     except OSError as error:
-        raise Refused(f"{order['command'][0]} can't be started: {error}") from error
+        why = f"{order['command'][0]} can't be started: {error}"
+        raise Refused(why, "cannot_start") from error
 
 
 def die_with_parent():
@@ -172,18 +238,21 @@ def die_with_parent():
 
 def wait_until_ready(order: dict, engine: subprocess.Popen):
     deadline = time.monotonic() + order["start_limit_s"]
-    url = f"http://{order['host']}:{order['port']}/health"
+    host = f"[{order['host']}]" if ":" in order["host"] else order["host"]
+    url = f"http://{host}:{order['port']}/health"
+    # A proxy of the machine's environment knows nothing of the machine itself.
+    ask = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     while time.monotonic() < deadline:
         if engine.poll() is not None:
             raise Refused(f"it ended before it was ready: {how(engine.returncode)}")
         try:
-            with urllib.request.urlopen(url, timeout=2) as answer:
+            with ask.open(url, timeout=2) as answer:
                 if answer.status == 200:
                     return
-        except (urllib.error.URLError, OSError):
+        except (urllib.error.URLError, http.client.HTTPException, OSError):
             pass
         rest(TICK_S)
-    raise Refused(f"it was not ready after {order['start_limit_s']} s")
+    raise Refused(f"it was not ready after {order['start_limit_s']} s", "not_ready")
 
 
 def how(code: int) -> str:
@@ -211,16 +280,17 @@ def rest(seconds: float):
             raise Gone
 
 
-def ended(order: dict, why: str, engine=None):
+def ended(order: dict, why: str, kind=None, engine=None):
+    code = engine.poll() if engine is not None else None
     if engine is not None:
         end(engine)
     try:
-        with open(order["log"], errors="replace") as log:
-            lines = log.read()[-8000:].splitlines()
+        with open(order["log"], "rb") as log:
+            log.seek(max(0, os.path.getsize(order["log"]) - LOG_TAIL))
+            lines = log.read().decode(errors="replace").splitlines()
     except OSError:
         lines = []
-    code = engine.returncode if engine is not None else None
-    say("ended", why=why, code=code, log=lines)
+    say("ended", why=why, kind=kind, code=code, log=lines)
 
 
 def say(event: str, **more):
