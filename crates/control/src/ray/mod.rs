@@ -1,0 +1,263 @@
+//! One turn of the loop on a Ray cluster: read what Serve runs, note what changed, decide, put what shall
+//! run.
+//!
+//! - `note`: what became of every instance since the last turn, and why
+//! - `decide`: which applications shall be there
+//! - `put`: putting them
+//!
+//! Each instance is an application of its own. Serve starts it, looks after it and starts it again; this
+//! decides which there are, one start at a time on a GPU, and knows when to give one up.
+
+mod decide;
+mod note;
+mod put;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+
+use berth_cluster::ray::nodes::{self, Naming};
+use berth_cluster::ray::serve::{self, AppStatus, Application, Serving};
+use berth_cluster::ray::{Ray, RayError, token};
+use berth_core::Digest;
+use berth_core::emit::ray as emit;
+use berth_core::inventory::{InstanceId, Inventory, ProcessMemory, RunningInstance};
+use berth_core::plan::{Plan, PlannedInstance};
+use berth_core::reconcile::{self, Phase};
+use berth_core::scale::Count;
+use berth_core::spec::{External, RaySpec};
+
+use crate::book::Book;
+use crate::clock::now_ms;
+use crate::controller::{ControllerError, InFlight, Turn};
+use crate::event::EventKind;
+use crate::journal::Journal;
+use crate::lease;
+use crate::status::status_of;
+use crate::stops::{Patience, Stops};
+
+/// A replica that Ray has found no place for after this long gets none.
+const PLACE_LIMIT_MS: u64 = 60 * 1000;
+/// Nodes are looked at this often; what Serve runs at every turn.
+const NODES_EVERY_MS: u64 = 5 * 1000;
+
+/// The one actor on a state folder, with engines as applications of Ray Serve.
+pub(crate) struct RayController {
+    ray: Ray,
+    spec: RaySpec,
+    book: Book,
+    state_id: String,
+    in_flight: Option<InFlight>,
+    inventory: Inventory,
+    looked_at_ms: u64,
+    serving: Serving,
+    /// What Ray said when it could last not be asked.
+    trouble: Option<String>,
+    /// After a change that failed, the next is not tried before this.
+    next_put_ms: u64,
+    /// Starts that wait for memory that is still held, and since when.
+    waiting: BTreeMap<InstanceId, u64>,
+    /// Of deployments that are scaled, how many instances shall run.
+    counts: BTreeMap<String, Count>,
+    stops: Stops<InstanceId>,
+    patience: Patience,
+    is_first_turn: bool,
+    /// Held until the end.
+    _lock: File,
+}
+
+/// Looks at a cluster: its nodes, and which of one's own instances Serve has.
+///
+/// # Errors
+/// Where Ray can't be asked.
+pub fn observe(spec: &RaySpec, state_id: &str) -> Result<(Inventory, Serving), RayError> {
+    let ray = Ray::new(&spec.address, token::read(spec)?);
+    let serving = serve::read(&ray)?;
+    let mut inventory = nodes::observe(&ray, naming(spec))?;
+    inventory.instances = running(&serving, state_id);
+    Ok((inventory, serving))
+}
+
+fn naming(spec: &RaySpec) -> Naming<'_> {
+    Naming { label: spec.name_label.as_deref(), written: &spec.written }
+}
+
+/// One's own applications that Serve has not given up, as instances.
+fn running(serving: &Serving, state_id: &str) -> Vec<RunningInstance> {
+    let instance = |app: &Application| {
+        let (owner, id, config) = emit::identity(app.config.as_ref()?)?;
+        let config = match app.status {
+            AppStatus::DeployFailed => return None,
+            AppStatus::Deleting => going(),
+            _ => config,
+        };
+        let pid = app.replicas.iter().find_map(|replica| replica.pid);
+        (owner == state_id).then(|| RunningInstance {
+            id,
+            config,
+            pid: pid.unwrap_or(0),
+            pids: pid.into_iter().collect(),
+            group: 0,
+            started_ticks: 0,
+            memory: ProcessMemory::default(),
+        })
+    };
+    serving.applications.values().filter_map(instance).collect()
+}
+
+/// The configuration of what is on its way out: nobody wants it.
+fn going() -> Digest {
+    Digest::from_hex("going")
+}
+
+impl RayController {
+    pub(crate) fn new(
+        spec: &RaySpec,
+        book: Book,
+        lock: File,
+        in_flight: Option<InFlight>,
+    ) -> Result<Self, ControllerError> {
+        Ok(Self {
+            ray: Ray::new(&spec.address, token::read(spec)?),
+            spec: spec.clone(),
+            state_id: book.journal.state_id()?,
+            book,
+            in_flight,
+            inventory: Inventory::default(),
+            looked_at_ms: 0,
+            serving: Serving::default(),
+            trouble: None,
+            next_put_ms: 0,
+            waiting: BTreeMap::new(),
+            counts: BTreeMap::new(),
+            stops: Stops::default(),
+            patience: Patience::Drain,
+            is_first_turn: true,
+            _lock: lock,
+        })
+    }
+
+    pub(crate) fn journal_mut(&mut self) -> &mut Journal {
+        &mut self.book.journal
+    }
+
+    pub(crate) fn external(&self) -> Vec<External> {
+        self.book.external()
+    }
+
+    pub(crate) fn set_patience(&mut self, patience: Patience) {
+        self.patience = patience;
+    }
+
+    pub(crate) async fn turn(&mut self) -> Result<Turn, ControllerError> {
+        self.book.reload(self.is_first_turn)?;
+        if !self.look().await? {
+            // The engines serve on without the dashboard; nothing is decided on what is not seen.
+            let running = running(&self.serving, &self.state_id);
+            let plan = self.scaled(self.book.effective_plan(), &running);
+            return Ok(self.outcome(&plan, false));
+        }
+        lease::check(&self.serving, &self.state_id, now_ms())?;
+        let running = running(&self.serving, &self.state_id);
+        let plan = self.scaled(self.book.effective_plan(), &running);
+        if std::mem::take(&mut self.is_first_turn) {
+            self.recover(&plan, &running)?;
+        }
+        self.note(&plan, &running)?;
+        self.book.roll_back(&plan)?;
+        let seen = plan;
+        let plan = self.scaled(self.book.effective_plan(), &running);
+        if self.book.is_stale() {
+            // Another plan came into force meanwhile: the next turn reads it.
+            return Ok(self.outcome(&seen, false));
+        }
+        let decided = self.decide(&plan, &running)?;
+        if self.book.is_stale() {
+            return Ok(self.outcome(&seen, false));
+        }
+        let is_put = self.put(&plan, &decided).await?;
+        let records = self.book.records();
+        // What waits for its machine may wait for long.
+        let present = self.present(&plan);
+        let is_settled = !is_put && reconcile::is_settled(&present, &running, &records);
+        Ok(self.outcome(&plan, is_settled))
+    }
+
+    /// Reads what Serve runs, and from time to time the nodes. False where Ray can't be asked just now.
+    async fn look(&mut self) -> Result<bool, ControllerError> {
+        let (ray, spec) = (self.ray.clone(), self.spec.clone());
+        let looks_at_nodes = now_ms().saturating_sub(self.looked_at_ms) > NODES_EVERY_MS;
+        let looked = blocking(move || {
+            let serving = serve::read(&ray)?;
+            let inventory = looks_at_nodes.then(|| nodes::observe(&ray, naming(&spec)));
+            Ok((serving, inventory.transpose()?))
+        });
+        match looked.await {
+            Ok((serving, inventory)) => {
+                self.serving = serving;
+                if let Some(inventory) = inventory {
+                    (self.inventory, self.looked_at_ms) = (inventory, now_ms());
+                }
+                self.trouble = None;
+                Ok(true)
+            }
+            Err(error) if !self.is_first_turn => {
+                if self.trouble.is_none() {
+                    tracing::warn!(%error, "what runs goes on; nothing is changed until Ray answers");
+                }
+                self.trouble = Some(error.to_string());
+                Ok(false)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// What runs is adopted; what was being started and is not there is simply started again.
+    fn recover(&mut self, plan: &Plan, running: &[RunningInstance]) -> Result<(), ControllerError> {
+        for planned in &plan.instances {
+            let runs = planned.find_in(running).is_some();
+            match self.book.phase(planned) {
+                Some(_) if runs => self.book.emit(&planned.id, EventKind::Adopted)?,
+                Some(Phase::Starting) => self.book.forget(&planned.id)?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The plan without instances of machines that are not there.
+    fn present(&self, plan: &Plan) -> Plan {
+        let instances = plan.instances.iter().filter(|one| self.has_node(one));
+        Plan { instances: instances.cloned().collect(), ..plan.clone() }
+    }
+
+    fn has_node(&self, planned: &PlannedInstance) -> bool {
+        self.inventory.nodes.iter().any(|node| node.name == planned.node)
+    }
+
+    fn application(&self, id: &InstanceId) -> Option<&Application> {
+        self.serving.applications.get(&emit::name(id))
+    }
+
+    fn outcome(&self, plan: &Plan, is_settled: bool) -> Turn {
+        let running = running(&self.serving, &self.state_id);
+        let status = |planned: &PlannedInstance| {
+            let rolled_back = self.book.is_rolled_back(&planned.id);
+            status_of(planned, planned.find_in(&running), self.book.entry(&planned.id), rolled_back)
+        };
+        Turn {
+            is_settled,
+            instances: plan.instances.iter().map(status).collect(),
+            externals: Vec::new(),
+        }
+    }
+}
+
+/// Ray is asked over blocking sockets.
+async fn blocking<T: Send + 'static>(
+    ask: impl FnOnce() -> Result<T, RayError> + Send + 'static,
+) -> Result<T, RayError> {
+    match tokio::task::spawn_blocking(ask).await {
+        Ok(answer) => answer,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
