@@ -9,7 +9,7 @@ use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::{Body as _, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Method, Request, Response, StatusCode, http};
 use serde_json::json;
 use tokio::sync::watch;
 
@@ -17,7 +17,7 @@ use crate::error::GatewayError;
 use crate::forward::{self, Held, Pool};
 use crate::metrics::{Metrics, Model, Outcome};
 use crate::peek;
-use crate::routes::{Routes, Upstream, UpstreamState};
+use crate::routes::{Routes, Ticket, Upstream, UpstreamState};
 
 /// What is sent to the client.
 pub(crate) type Answer = Response<BoxBody<Bytes, hyper::Error>>;
@@ -33,6 +33,8 @@ pub(crate) struct Shared {
 
 const JSON: &str = "application/json";
 const METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// Further instances that a request is sent to, where one takes no connection.
+const MOST_TRIES: usize = 2;
 /// A body has to be here after this long.
 const BODY_LIMIT: Duration = Duration::from_secs(60);
 /// Model and outcome of requests that never got as far as a model.
@@ -68,27 +70,54 @@ async fn forwarded(shared: &Shared, request: Request<Incoming>) -> Answer {
         Ok(model) => model.into_owned(),
         Err(error) => return refuse(shared, NO_MODEL, &error),
     };
-    let upstream = match choose(&shared.routes.load(), &model) {
-        Ok(upstream) => upstream,
-        Err(error @ GatewayError::UnknownModel { .. }) => return refuse(shared, NO_MODEL, &error),
-        Err(error) => return refuse(shared, &model, &error),
-    };
+    // Only models that there are become labels.
+    if let Err(error) = known(&shared.routes.load(), &model) {
+        return refuse(shared, NO_MODEL, &error);
+    }
     let label = Model { model: model.clone() };
     let gauge = InFlight::new(shared.metrics.in_flight.get_or_create(&label).clone());
-    let body = match &upstream.name {
-        Some(name) => peek::renamed(&body, name),
-        None => body,
-    };
-    match forward::send(&shared.pool, &upstream, &head, body).await {
+    match send(shared, &model, &head, &body).await {
         Ok(response) => {
             let waited = arrived.elapsed().as_secs_f64();
             shared.metrics.first_byte_seconds.get_or_create(&label).observe(waited);
             count(shared, &model, outcome(response.status()));
             response.map(|body| Held::new(body, gauge).boxed())
         }
-        Err(error) => {
-            tracing::warn!(instance = %upstream.id, %error, "instance could not be reached");
-            refuse(shared, &model, &GatewayError::Unreachable { model: model.clone() })
+        Err(error) => refuse(shared, &model, &error),
+    }
+}
+
+/// Sends a request to the instance that has the least to do. One that takes no connection has seen nothing of
+/// it: the request goes to another.
+async fn send(
+    shared: &Shared,
+    model: &str,
+    head: &http::request::Parts,
+    body: &Bytes,
+) -> Result<Response<Held<Incoming, Ticket>>, GatewayError> {
+    let mut tried: Vec<String> = Vec::new();
+    loop {
+        let upstream = match choose(&shared.routes.load(), model, &tried) {
+            Ok(upstream) => upstream,
+            Err(_) if !tried.is_empty() => {
+                return Err(GatewayError::Unreachable { model: model.to_owned() });
+            }
+            Err(error) => return Err(error),
+        };
+        let body = match &upstream.name {
+            Some(name) => peek::renamed(body, name),
+            None => body.clone(),
+        };
+        match forward::send(&shared.pool, &upstream, head, body).await {
+            Ok(response) => return Ok(response),
+            Err(error) => {
+                tracing::warn!(instance = %upstream.id, %error, "instance could not be reached");
+                upstream.put_out();
+                if !error.is_connect() || tried.len() >= MOST_TRIES {
+                    return Err(GatewayError::Unreachable { model: model.to_owned() });
+                }
+                tried.push(upstream.id.clone());
+            }
         }
     }
 }
@@ -106,14 +135,20 @@ async fn collect(body: Incoming, limit: u64) -> Result<Bytes, GatewayError> {
     }
 }
 
-/// The instance of a model that has the least to do.
-fn choose(routes: &Routes, model: &str) -> Result<Arc<Upstream>, GatewayError> {
-    let upstreams = routes.model(model).ok_or_else(|| GatewayError::UnknownModel {
+fn known<'a>(routes: &'a Routes, model: &str) -> Result<&'a [Arc<Upstream>], GatewayError> {
+    routes.model(model).ok_or_else(|| GatewayError::UnknownModel {
         model: model.to_owned(),
         known: routes.names(),
-    })?;
-    let ready = upstreams.iter().filter(|upstream| upstream.is_ready());
-    ready.min_by_key(|upstream| upstream.in_flight()).cloned().ok_or_else(|| {
+    })
+}
+
+/// The instance of a model that has the least to do, of those that were not tried; one that could not be
+/// reached just now only where there is no other.
+fn choose(routes: &Routes, model: &str, tried: &[String]) -> Result<Arc<Upstream>, GatewayError> {
+    let upstreams = known(routes, model)?;
+    let ready = upstreams.iter().filter(|one| one.is_ready() && !tried.contains(&one.id));
+    let order = |one: &&Arc<Upstream>| (one.is_out(), one.in_flight());
+    ready.min_by_key(order).cloned().ok_or_else(|| {
         let any = |state| upstreams.iter().any(|upstream| upstream.state == state);
         let reason = match () {
             () if any(UpstreamState::Starting) => "it is starting",

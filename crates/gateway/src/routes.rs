@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
+use std::time::Instant;
 
 /// All models by the name that clients ask for. A value: it is replaced as a whole.
 #[derive(Clone, Debug, Default)]
@@ -22,7 +23,24 @@ pub struct Upstream {
     pub state: UpstreamState,
     /// What the model is called there, where that is another name.
     pub name: Option<String>,
-    in_flight: Arc<AtomicU64>,
+    load: Arc<Load>,
+}
+
+/// What is known of an instance beyond its route: it outlives changes of the routes.
+#[derive(Debug, Default)]
+struct Load {
+    in_flight: AtomicU64,
+    /// Milliseconds of the gateway's life until which it is only chosen where there is no other.
+    out_until_ms: AtomicU64,
+}
+
+/// An instance that could not be reached is passed over for this long.
+const OUT_MS: u64 = 2000;
+
+/// Milliseconds since the first question.
+fn now_ms() -> u64 {
+    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+    u64::try_from(START.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
 /// An instance that routes lead to.
@@ -59,17 +77,17 @@ impl Routes {
     pub fn new(instances: impl IntoIterator<Item = Instance>, before: &Self) -> Self {
         let mut routes = Self::default();
         for Instance { model, id, address, state, name } in instances {
-            let in_flight = before.counter(&id);
-            routes.add(&model, Upstream { id, address, state, name, in_flight });
+            let load = before.load(&id);
+            routes.add(&model, Upstream { id, address, state, name, load });
         }
         for (model, upstreams) in &before.models {
             for left in upstreams.iter().filter(|upstream| upstream.in_flight() > 0) {
                 if routes.upstreams().all(|upstream| upstream.id != left.id) {
-                    let in_flight = Arc::clone(&left.in_flight);
+                    let load = Arc::clone(&left.load);
                     let (id, address) = (left.id.clone(), left.address);
                     let state = UpstreamState::Draining;
                     let name = left.name.clone();
-                    routes.add(model, Upstream { id, address, state, name, in_flight });
+                    routes.add(model, Upstream { id, address, state, name, load });
                 }
             }
         }
@@ -80,9 +98,9 @@ impl Routes {
         self.models.entry(model.to_owned()).or_default().push(Arc::new(upstream));
     }
 
-    fn counter(&self, id: &str) -> Arc<AtomicU64> {
+    fn load(&self, id: &str) -> Arc<Load> {
         let known = self.upstreams().find(|upstream| upstream.id == id);
-        known.map(|upstream| Arc::clone(&upstream.in_flight)).unwrap_or_default()
+        known.map(|upstream| Arc::clone(&upstream.load)).unwrap_or_default()
     }
 
     /// The names of all models.
@@ -124,22 +142,32 @@ impl Upstream {
 
     /// Requests in flight on it.
     pub fn in_flight(&self) -> u64 {
-        self.in_flight.load(Ordering::Relaxed)
+        self.load.in_flight.load(Ordering::Relaxed)
     }
 
     /// Counts a request until the ticket is dropped.
     pub(crate) fn ticket(&self) -> Ticket {
-        self.in_flight.fetch_add(1, Ordering::Relaxed);
-        Ticket(Arc::clone(&self.in_flight))
+        self.load.in_flight.fetch_add(1, Ordering::Relaxed);
+        Ticket(Arc::clone(&self.load))
+    }
+
+    /// Notes that it could not be reached.
+    pub(crate) fn put_out(&self) {
+        self.load.out_until_ms.store(now_ms() + OUT_MS, Ordering::Relaxed);
+    }
+
+    /// Whether it could not be reached just now.
+    pub(crate) fn is_out(&self) -> bool {
+        now_ms() < self.load.out_until_ms.load(Ordering::Relaxed)
     }
 }
 
 /// A request in flight.
 #[derive(Debug)]
-pub(crate) struct Ticket(Arc<AtomicU64>);
+pub(crate) struct Ticket(Arc<Load>);
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -342,6 +342,24 @@ async fn the_idle_instance_is_chosen() {
     assert!(matches!(next(&mut idle).await, Seen::Request(_)));
 }
 
+/// What takes no connection has seen nothing of a request: it goes to another, and the next ones at once.
+#[tokio::test]
+async fn another_instance_answers_for_one_that_is_gone() {
+    let mut here = engine(Behaviour::Echo).await;
+    let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let served = serve(&[
+        ("tiny", "tiny-0", gone, UpstreamState::Ready),
+        ("tiny", "tiny-1", here.address, UpstreamState::Ready),
+    ])
+    .await;
+    for _ in 0..3 {
+        let answer =
+            ask(served.address, &request("POST", "/v1/completions", r#"{"model":"tiny"}"#)).await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        next(&mut here).await;
+    }
+}
+
 #[tokio::test]
 async fn models_health_readiness_and_metrics_are_told() {
     let engine = engine(Behaviour::Echo).await;
