@@ -8,7 +8,6 @@ use berth_cluster::local::{StateDir, lock};
 use berth_cluster::ray::RayError;
 use berth_core::inventory::InstanceId;
 use berth_core::plan::Plan;
-use berth_core::spec::External;
 use tokio::sync::mpsc;
 
 use crate::book::Book;
@@ -94,9 +93,13 @@ impl Controller {
 
     /// The journal.
     pub fn journal_mut(&mut self) -> &mut Journal {
+        &mut self.book().journal
+    }
+
+    fn book(&mut self) -> &mut Book {
         match &mut self.actor {
-            Actor::Local(one) => one.journal_mut(),
-            Actor::Ray(one) => one.journal_mut(),
+            Actor::Local(one) => one.book(),
+            Actor::Ray(one) => one.book(),
         }
     }
 
@@ -126,15 +129,8 @@ impl Controller {
             Actor::Local(one) => one.turn().await?,
             Actor::Ray(one) => one.turn().await?,
         };
-        turn.externals = self.externals.look(&self.external(), now_ms()).await;
+        let all = self.book().external();
+        turn.externals = self.externals.look(&all, now_ms()).await;
         Ok(turn)
-    }
-
-    /// Servers that the plan in force routes to and somebody else runs.
-    fn external(&self) -> Vec<External> {
-        match &self.actor {
-            Actor::Local(one) => one.external(),
-            Actor::Ray(one) => one.external(),
-        }
     }
 }

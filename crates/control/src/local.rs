@@ -8,7 +8,6 @@ use berth_cluster::local::{SpawnError, StateDir, owns_port, process};
 use berth_core::inventory::{InstanceId, RunningInstance};
 use berth_core::plan::{Plan, PlannedInstance};
 use berth_core::reconcile::{self, Action, Phase};
-use berth_core::spec::External;
 use berth_engines::{Cause, Diagnosis, ExitKind, Health, health, llama_server};
 
 use crate::book::Book;
@@ -16,7 +15,7 @@ use crate::clock::now_ms;
 use crate::controller::{ControllerError, InFlight, Turn};
 use crate::crash;
 use crate::event::EventKind;
-use crate::journal::{InstanceEntry, Journal};
+use crate::journal::InstanceEntry;
 use crate::log_file;
 use crate::pulse::Pulse;
 use crate::status::{InstanceStatus, status_of};
@@ -71,16 +70,12 @@ impl LocalController {
         })
     }
 
-    /// The journal.
-    pub(crate) fn journal_mut(&mut self) -> &mut Journal {
-        &mut self.book.journal
+    /// What is known of the plan in force.
+    pub(crate) fn book(&mut self) -> &mut Book {
+        &mut self.book
     }
 
     /// How patient stops are from now on.
-    pub(crate) fn external(&self) -> Vec<External> {
-        self.book.external()
-    }
-
     pub(crate) fn set_patience(&mut self, patience: Patience) {
         self.patience = patience;
     }

@@ -24,13 +24,12 @@ use berth_core::inventory::{InstanceId, Inventory, ProcessMemory, RunningInstanc
 use berth_core::plan::{Plan, PlannedInstance};
 use berth_core::reconcile::{self, Phase};
 use berth_core::scale::Count;
-use berth_core::spec::{External, RaySpec};
+use berth_core::spec::RaySpec;
 
 use crate::book::Book;
 use crate::clock::now_ms;
 use crate::controller::{ControllerError, InFlight, Turn};
 use crate::event::EventKind;
-use crate::journal::Journal;
 use crate::lease;
 use crate::status::status_of;
 use crate::stops::{Patience, Stops};
@@ -136,12 +135,8 @@ impl RayController {
         })
     }
 
-    pub(crate) fn journal_mut(&mut self) -> &mut Journal {
-        &mut self.book.journal
-    }
-
-    pub(crate) fn external(&self) -> Vec<External> {
-        self.book.external()
+    pub(crate) fn book(&mut self) -> &mut Book {
+        &mut self.book
     }
 
     pub(crate) fn set_patience(&mut self, patience: Patience) {
