@@ -209,7 +209,7 @@ impl LocalController {
     /// up, is taken for starting.
     fn note_found(&mut self, plan: &Plan) -> Result<(), ControllerError> {
         for planned in &plan.instances {
-            let phase = self.book.record(planned).map(|record| record.phase);
+            let phase = self.book.phase(planned);
             let is_known = matches!(phase, Some(Phase::Starting | Phase::Ready | Phase::Failed));
             if is_known || self.find_running(planned).is_none() {
                 continue;
@@ -223,8 +223,7 @@ impl LocalController {
     /// Ends engines that were ready and no longer answer; they are started again as after any end.
     async fn note_lost(&mut self, plan: &Plan) -> Result<(), ControllerError> {
         let is_ready = |planned: &&PlannedInstance| {
-            self.find_running(planned).is_some()
-                && self.book.record(planned).is_some_and(|record| record.phase == Phase::Ready)
+            self.find_running(planned).is_some() && self.book.phase(planned) == Some(Phase::Ready)
         };
         let ready = plan.instances.iter().filter(is_ready);
         let ready: Vec<_> = ready.map(|planned| (planned.id.clone(), planned.port)).collect();

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::Value;
-use ureq::{Agent, Body, http};
+use ureq::{Agent, Body, RequestBuilder, http};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 /// A first `PUT` of applications starts Serve itself, which took 6 s on two busy cores.
@@ -110,11 +110,6 @@ impl Ray {
         Self { address, token, agent: config.into() }
     }
 
-    /// Its address.
-    pub fn address(&self) -> &str {
-        &self.address
-    }
-
     /// Reads something, again where Ray is busy.
     ///
     /// # Errors
@@ -135,13 +130,19 @@ impl Ray {
     }
 
     fn get_once(&self, path: &str) -> Result<Value, RayError> {
+        serde_json::from_str(&self.text(path)?).map_err(|error| strange(path, error.to_string()))
+    }
+
+    fn text(&self, path: &str) -> Result<String, RayError> {
         let request = self.agent.get(format!("{}{path}", self.address));
-        let request = match &self.token {
+        self.read(path, self.with_token(request).call())
+    }
+
+    fn with_token<B>(&self, request: RequestBuilder<B>) -> RequestBuilder<B> {
+        match &self.token {
             Some(token) => request.header("authorization", format!("Bearer {token}")),
             None => request,
-        };
-        let text = self.read(path, request.call())?;
-        serde_json::from_str(&text).map_err(|error| strange(path, error.to_string()))
+        }
     }
 
     /// Whether something is there.
@@ -149,12 +150,7 @@ impl Ray {
     /// # Errors
     /// As [`get`](Self::get), but for 404.
     pub fn has(&self, path: &str) -> Result<bool, RayError> {
-        let request = self.agent.get(format!("{}{path}", self.address));
-        let request = match &self.token {
-            Some(token) => request.header("authorization", format!("Bearer {token}")),
-            None => request,
-        };
-        match self.read(path, request.call()) {
+        match self.text(path) {
             Ok(_) => Ok(true),
             Err(RayError::Refused { status: 404, .. }) => Ok(false),
             Err(error) => Err(error),
@@ -169,10 +165,7 @@ impl Ray {
         let request = self.agent.put(format!("{}{path}", self.address));
         let request = request.config().timeout_global(Some(CHANGE_TIMEOUT)).build();
         let request = request.header("content-type", content_type);
-        let request = match &self.token {
-            Some(token) => request.header("authorization", format!("Bearer {token}")),
-            None => request,
-        };
+        let request = self.with_token(request);
         self.read(path, request.send(body)).map(drop)
     }
 

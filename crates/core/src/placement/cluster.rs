@@ -78,8 +78,7 @@ fn scaled(spec: &Spec, instances: &[PlannedInstance]) -> BTreeMap<String, Scaled
 
 /// GPUs that are left with less than shall stay free.
 fn tight(spec: &Spec, devices: &[PlannedDevice]) -> Option<String> {
-    let kept =
-        |device: &PlannedDevice| spec.cluster.headroom.unwrap_or(Bytes(device.total.0 / 100 * 3));
+    let kept = |device: &PlannedDevice| spec.cluster.kept_free(device.total);
     let is_tight =
         |device: &&PlannedDevice| device.planned > Bytes::ZERO && device.headroom() < kept(device);
     let tight: Vec<&PlannedDevice> = devices.iter().filter(is_tight).collect();

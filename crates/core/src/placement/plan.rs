@@ -112,8 +112,7 @@ fn budget(spec: &Spec, device: &Device, used_by_others: Bytes) -> Bytes {
         DeviceKind::Host => spec.cluster.host_budget.map_or(free, |budget| budget.min(free)),
         DeviceKind::Gpu { .. } => free,
     };
-    let headroom = spec.cluster.headroom.unwrap_or(Bytes(limit.0 / 100 * 3));
-    limit - headroom
+    limit - spec.cluster.kept_free(limit)
 }
 
 /// The bins that a model may use: those it is pinned to; else GPUs, and the host only where there

@@ -6,7 +6,7 @@ use std::ops::Range;
 use serde::Serialize;
 use toml::Spanned;
 
-use super::domains::{self, Beside, Spread};
+use super::domains::{self, Beside, Domain, Spread};
 use super::error::{Problems, nearest};
 use super::raw::{Demand, EngineKind, RawFacts, RawModel, RawNodeRule, RawRunning, Replicas};
 use super::{DeviceSelector, FlagValue, Flags, NodeRule, Source, check_flags, overlay, source};
@@ -55,6 +55,12 @@ impl Deployment {
             DeviceSelector::GpuIndex(index) => Some(*index as usize),
             _ => None,
         })
+    }
+
+    /// The failure domains that its rules are about.
+    pub fn domains(&self) -> impl Iterator<Item = &Domain> {
+        let spread = self.spread.as_ref().map(|spread| &spread.over);
+        spread.into_iter().chain(self.beside.as_ref().map(|beside| &beside.over))
     }
 
     /// What its weights are, as a key: deployments with the same share their facts.

@@ -129,11 +129,7 @@ fn check_domain(
 /// lacks.
 pub fn unknown_domain(deployments: &[Deployment], nodes: &[Node]) -> Option<String> {
     deployments.iter().find_map(|one| {
-        let over = [
-            one.spread.as_ref().map(|spread| &spread.over),
-            one.beside.as_ref().map(|beside| &beside.over),
-        ];
-        over.into_iter().flatten().find_map(|domain| {
+        one.domains().find_map(|domain| {
             let mut allowed = nodes.iter().filter(|node| one.nodes.matches(node));
             let without = allowed.find(|node| domain.of(node).is_none())?;
             Some(format!("{} asks for a label `{domain}`, which {} lacks", one.name, without.name))

@@ -67,6 +67,13 @@ pub struct ClusterSpec {
     pub ray: RaySpec,
 }
 
+impl ClusterSpec {
+    /// What stays free of a budget: what the spec says, else 3 %.
+    pub fn kept_free(&self, budget: Bytes) -> Bytes {
+        self.headroom.unwrap_or(Bytes(budget.0 / 100 * 3))
+    }
+}
+
 /// A Ray cluster.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RaySpec {

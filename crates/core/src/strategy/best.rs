@@ -136,12 +136,9 @@ impl<'a> Program<'a> {
     }
 
     fn add_kinds(&mut self) {
-        let over = |one: &Deployment| {
-            let spread = one.spread.as_ref().map(|spread| spread.over.clone());
-            [spread, one.beside.as_ref().map(|beside| beside.over.clone())]
-        };
-        let domains = self.spec.deployments.iter().flat_map(over).flatten();
-        let labels: BTreeSet<Domain> = domains.filter(|domain| *domain != Domain::Node).collect();
+        let domains = self.spec.deployments.iter().flat_map(Deployment::domains);
+        let labels: BTreeSet<Domain> =
+            domains.filter(|domain| **domain != Domain::Node).cloned().collect();
         for (node, gpus) in self.nodes.iter().zip(gpus(self.nodes)) {
             let is_gpu = |device: &&Device| Gpu::of_device(device).is_some();
             let kind = Kind {

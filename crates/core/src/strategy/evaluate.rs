@@ -150,7 +150,7 @@ pub(super) fn gpus(nodes: &[Node]) -> Vec<Vec<Gpu>> {
 
 /// What shall stay free of a GPU.
 pub(super) fn kept_free(spec: &Spec, total: Bytes) -> Bytes {
-    spec.cluster.headroom.unwrap_or(Bytes(total.0 / 100 * 3))
+    spec.cluster.kept_free(total)
 }
 
 fn left(gpu: &SharedGpu) -> Bytes {

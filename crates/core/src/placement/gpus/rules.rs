@@ -17,12 +17,7 @@ pub(crate) struct Rules {
 impl Rules {
     /// Counts what the rules of some deployments ask for.
     pub(crate) fn new(wanted: &[Prepared<'_>]) -> Self {
-        let over = |one: &Prepared<'_>| {
-            let Deployment { spread, beside, .. } = one.deployment;
-            let spread = spread.as_ref().map(|one| one.over.clone());
-            [spread, beside.as_ref().map(|one| one.over.clone())]
-        };
-        let domains = wanted.iter().flat_map(over).flatten().collect();
+        let domains = wanted.iter().flat_map(|one| one.deployment.domains()).cloned().collect();
         Self { domains, counts: BTreeMap::new() }
     }
 
