@@ -71,7 +71,10 @@ fn show_progress(turn: &Turn, waited: Duration) {
         .instances
         .iter()
         .filter(|instance| !is_done(instance.state))
-        .map(|instance| format!("{} ({})", instance.id, instance.state.as_str()))
+        .map(|instance| match &instance.doing {
+            Some(doing) => format!("{} ({}: {doing})", instance.id, instance.state.as_str()),
+            None => format!("{} ({})", instance.id, instance.state.as_str()),
+        })
         .collect();
     if waited > Duration::from_secs(1) {
         let open = if open.is_empty() { "what stops".to_owned() } else { open.join(", ") };
@@ -99,7 +102,7 @@ fn publish(gateway: Option<&Gateway>, turn: &Turn) {
             id: instance.id.0.clone(),
             address,
             state: state(instance.state),
-            name: None,
+            name: renamed(&instance.served_name, &instance.model),
         }
     };
     let own = turn.instances.iter().map(upstream);
@@ -115,8 +118,13 @@ fn external(status: &ExternalStatus) -> Option<Instance> {
         id: status.external.id(),
         address: status.address?,
         state: if status.is_ready { UpstreamState::Ready } else { UpstreamState::Failed },
-        name: (name != model).then(|| name.clone()),
+        name: renamed(name, model),
     })
+}
+
+/// What a model is called at an engine, where that is another name than clients use.
+fn renamed(served_name: &str, model: &str) -> Option<String> {
+    (served_name != model).then(|| served_name.to_owned())
 }
 
 fn state(state: InstanceState) -> UpstreamState {

@@ -278,7 +278,8 @@ pub(crate) fn status(status: &Status) -> String {
     };
     let mut rows = vec![row(["instance", "model", "state", "at", "pid", "resident", "why"])];
     for instance in &status.instances {
-        let why = instance.diagnosis.as_ref().map(ToString::to_string).unwrap_or_default();
+        let why = instance.diagnosis.as_ref().map(ToString::to_string);
+        let why = why.or_else(|| instance.doing.clone()).unwrap_or_default();
         let rolled_back = if instance.rolled_back { " (rolled back)" } else { "" };
         rows.push(row([
             &instance.id.to_string(),

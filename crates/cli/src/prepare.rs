@@ -115,18 +115,17 @@ pub(crate) fn plan(
     }
     let can_start = |one: &&Deployment| match one.engine {
         EngineKind::LlamaServer => true,
-        EngineKind::Vllm => is_ray,
-        EngineKind::Ollama => false,
+        EngineKind::Vllm | EngineKind::Ollama => is_ray,
     };
     if let Some(one) = spec.deployments.iter().find(|one| !can_start(one)) {
         let text = format!(
-            "{} can't be started by this version, which {} asks for",
+            "{} can't be started on this machine alone, which {} asks for",
             one.engine.as_str(),
             one.name
         );
         return Err(Failure::bad_spec(anyhow::anyhow!(text)).hint(
-            "it can be planned: add the machines as [[cluster.nodes]], and `berth plan --compare` says what \
-             becomes of it",
+            "on a Ray cluster it can: backend = \"ray\" in [cluster] (docs/ray.md); on machines that are written \
+             down as [[cluster.nodes]] it can be planned",
         ));
     }
     if let Some(listen) = listen {

@@ -250,3 +250,40 @@ fn engines_fail_as_real_ones_do() {
     assert!(set("none") && rehearsal.ask("small").is_some());
     assert!(!set("nonsense"));
 }
+
+/// Pulled, loaded and asked under the name that its library has for it.
+#[test]
+fn ollama_is_looked_after() {
+    let spec = "[[cluster.nodes]]\nnames = \"n[0-1]\"\ngpu = \"A10\"\ngpus = 2\n\
+                [models.small]\nsource = \"amsaravi/medgemma-4b-it:q8\"\nengine = \"ollama\"\n\
+                facts = { model = \"medgemma-4b\", type = \"q8_0\" }\n\
+                devices = [\"gpu:1\"]\nflags = { num_ctx = 8192 }\n";
+    let rehearsal = Rehearsal::start(spec, &[]);
+    assert!(rehearsal.ask("small").is_some());
+    let instance = rehearsal.instances().remove(0);
+    assert_eq!(instance["served_name"], "amsaravi/medgemma-4b-it:q8");
+    let engine = format!("http://{}:{}", instance["host"].as_str().unwrap(), instance["port"]);
+    let shown = || {
+        let answer = ureq::get(format!("{engine}/api/ps")).call().ok()?;
+        let text = answer.into_body().read_to_string().ok()?;
+        let models = serde_json::from_str::<Value>(&text).ok()?["models"].take();
+        models.as_array()?.first().cloned()
+    };
+    let loaded = shown().unwrap();
+    assert_eq!(loaded["context_length"], 8192, "{loaded}");
+    assert!(loaded["size_vram"].as_u64().unwrap() > 4 << 30, "{loaded}");
+    let body = json!({ "model": "small", "messages": [] }).to_string();
+    let refused = ureq::post(format!("{engine}/v1/chat/completions")).send(body);
+    assert!(refused.is_err(), "the engine itself knows only its own name");
+    let body = json!({ "model": "amsaravi/medgemma-4b-it:q8", "keep_alive": 0 }).to_string();
+    ureq::post(format!("{engine}/api/generate")).send(body).unwrap();
+    rehearsal.wait_for("it is loaded again", || shown().is_some());
+    let fault = json!({ "fault": "crash" }).to_string();
+    ureq::post(format!("{engine}/emulator/fault")).send(fault).unwrap();
+    assert!(rehearsal.ask("small").is_none());
+    rehearsal.wait_for("it is up again", || rehearsal.ask("small").is_some());
+    let wrong = spec.replace("devices = [\"gpu:1\"]", "extra_args = [\"-v\"]");
+    std::fs::write(&rehearsal.spec, wrong).unwrap();
+    let (code, text) = rehearsal.run(&["apply", "-f", rehearsal.spec.to_str().unwrap()]);
+    assert!(code == 2 && text.contains("`ollama serve` takes no arguments"), "{text}");
+}

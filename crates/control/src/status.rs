@@ -84,10 +84,14 @@ pub struct InstanceStatus {
     pub host: String,
     /// Its port there.
     pub port: u16,
+    /// What the model is called there.
+    pub served_name: String,
     /// Its engine's process.
     pub pid: Option<u32>,
     /// What the operating system says it holds.
     pub memory: Option<ProcessMemory>,
+    /// What it says that it does while it starts: its log's last line, where that was read.
+    pub doing: Option<String>,
     /// Failures in a row.
     pub failures: u32,
     /// Whether it runs an earlier configuration, because the planned one failed.
@@ -247,8 +251,10 @@ pub(crate) fn status_of(
         state,
         host: planned.host.clone(),
         port: planned.port,
+        served_name: planned.served_name().to_owned(),
         pid: running.map(|running| running.pid),
         memory: running.and_then(seen),
+        doing: running.and_then(|running| running.doing.clone()),
         failures: record.map_or(0, |record| record.failures),
         rolled_back,
         diagnosis: entry.and_then(|entry| entry.diagnosis.clone()),
@@ -270,8 +276,10 @@ fn leftovers(plan: Option<&Plan>, running: &[RunningInstance]) -> Vec<InstanceSt
         state: InstanceState::Stopping,
         host: String::new(),
         port: 0,
+        served_name: String::new(),
         pid: Some(running.pid),
         memory: seen(running),
+        doing: None,
         failures: 0,
         rolled_back: false,
         diagnosis: None,

@@ -18,6 +18,8 @@ fn instance(args: &str) -> PlannedInstance {
         engine: EngineKind::LlamaServer,
         binary: "llama-server".into(),
         args: vec![args.into()],
+        environment: std::collections::BTreeMap::new(),
+        library: None,
         host: "127.0.0.1".into(),
         port: 1,
         node: "n".into(),

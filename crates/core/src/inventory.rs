@@ -173,6 +173,8 @@ pub struct RunningInstance {
     pub started_ticks: u64,
     /// What the operating system says it holds.
     pub memory: ProcessMemory,
+    /// What its log said last, where that was read while it starts.
+    pub doing: Option<String>,
 }
 
 /// A process's memory as the operating system counts it.

@@ -54,6 +54,12 @@ pub struct PlannedInstance {
     pub binary: String,
     /// All its arguments.
     pub args: Vec<String>,
+    /// What its environment has beside what the engine's machine gives it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub environment: BTreeMap<String, String>,
+    /// What it is told to load once it answers; none for engines that load as they start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub library: Option<LibraryModel>,
     /// The address that it listens on.
     #[serde(default = "loopback", skip_serializing_if = "is_loopback")]
     pub host: String,
@@ -65,6 +71,19 @@ pub struct PlannedInstance {
     pub folder: String,
     /// What it takes on each device that it uses.
     pub shares: Vec<DeviceShare>,
+}
+
+/// A model that an engine (Ollama) pulls from a library and loads when it is told to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LibraryModel {
+    /// What the engine calls it.
+    pub name: String,
+    /// Tokens of a context, where the plan sets them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub num_ctx: Option<u64>,
+    /// Tokens of a batch that the plan counts on: only the model itself can set them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub num_batch: Option<u64>,
 }
 
 /// What an instance takes on one device.
@@ -114,15 +133,18 @@ impl PlannedInstance {
     /// The digest of what the process is started with: an instance whose digest changes restarts.
     pub fn config(&self) -> Digest {
         let devices: Vec<_> = self.shares.iter().map(|share| &share.device).collect();
-        Digest::of(&(
-            &self.id,
-            self.engine,
-            &self.binary,
-            &self.args,
-            &self.node,
-            &self.folder,
-            devices,
-        ))
+        let (binary, args) = (&self.binary, &self.args);
+        let start = (&self.id, self.engine, binary, args, &self.node, &self.folder, devices);
+        // Plans of before there was more have the digests that they had.
+        match (self.environment.is_empty(), &self.library) {
+            (true, None) => Digest::of(&start),
+            (_, library) => Digest::of(&(start, &self.environment, library)),
+        }
+    }
+
+    /// What the model is called at the engine.
+    pub fn served_name(&self) -> &str {
+        self.library.as_ref().map_or(&self.model, |library| &library.name)
     }
 
     /// The process that runs it, as it is planned, of those that were seen.

@@ -29,6 +29,10 @@ enum Kind {
     NoMemory,
     /// It could not be started at all.
     CannotStart,
+    /// Its library has no such model, or not as it is planned.
+    NoModel,
+    /// The model could not be pulled or loaded this time.
+    NotLoaded,
 }
 
 /// Why an instance is not up, from Serve's message.
@@ -63,6 +67,12 @@ pub fn diagnose(engine: EngineKind, message: &str) -> Diagnosis {
         Kind::NotReady => (Cause::NotReadyInTime, "its log is among Ray's, in logs/berth"),
         // Whoever holds it may let it go.
         Kind::NoMemory => (Cause::NotReadyInTime, "`berth doctor` shows who else holds GPUs"),
+        Kind::NoModel => {
+            (Cause::FileMissing, "source is the model's name as `ollama pull` takes it; correct it")
+        }
+        Kind::NotLoaded => {
+            (Cause::NotReadyInTime, "it is tried again; its log is among Ray's, in logs/berth")
+        }
         Kind::CannotStart => {
             (Cause::CannotStart, "check the engine's binary in [engines], as its machine has it")
         }

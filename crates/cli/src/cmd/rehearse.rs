@@ -57,9 +57,14 @@ fn setup(planning: &Planning, speedup: f64) -> Setup {
         Facts::Transformer(model) => Some((located.path.clone(), (**model).clone())),
         Facts::Gguf(_) => None,
     });
+    let library = planning.models().filter_map(|located| match &located.facts {
+        Facts::Gguf(facts) => Some((located.path.clone(), (**facts).clone())),
+        Facts::Transformer(_) => None,
+    });
     Setup {
         nodes: planning.spec.cluster.nodes.clone(),
         models: models.collect::<BTreeMap<_, _>>(),
+        library: library.collect::<BTreeMap<_, _>>(),
         vllm_version: planning.spec.vllm_version.clone(),
         speedup: speedup.clamp(0.01, 1e6),
     }

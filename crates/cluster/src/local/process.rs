@@ -92,6 +92,7 @@ pub fn spawn(
         // A child that is not waited for keeps its entry.
         started_ticks: procfs::started_ticks(child.id()).unwrap_or(0),
         memory: ProcessMemory::default(),
+        doing: None,
     };
     Ok((child, running))
 }
@@ -150,6 +151,7 @@ fn instance(id: InstanceId, config: Digest, group: &[procfs::Marked]) -> Option<
         started_ticks: root.started_ticks,
         memory: memory(&pids).unwrap_or_default(),
         pids,
+        doing: None,
     })
 }
 

@@ -133,7 +133,7 @@ impl Ray {
         serde_json::from_str(&self.text(path)?).map_err(|error| strange(path, error.to_string()))
     }
 
-    fn text(&self, path: &str) -> Result<String, RayError> {
+    pub(super) fn text(&self, path: &str) -> Result<String, RayError> {
         let request = self.agent.get(format!("{}{path}", self.address));
         self.read(path, self.with_token(request).call())
     }

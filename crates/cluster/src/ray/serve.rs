@@ -9,6 +9,8 @@ use serde_json::{Map, Value, json};
 
 use super::client::{Ray, RayError, strange};
 
+/// Letters of a log's line that are shown.
+const MOST_OF_A_LINE: usize = 160;
 const APPLICATIONS: &str = "/api/serve/applications/";
 
 /// What Serve says.
@@ -113,6 +115,16 @@ fn application(app: &Value) -> Application {
     };
     let config = Some(app["deployed_app_config"].clone()).filter(|config| !config.is_null());
     Application { config, status, message: messages.join("\n"), replicas }
+}
+
+/// The last line of an engine's own log, which its module keeps among Ray's; none where Ray doesn't give it.
+pub fn last_line(ray: &Ray, instance: &str, replica: &Replica) -> Option<String> {
+    let (node, pid) = (replica.node_id.as_ref()?, replica.pid?);
+    let file = format!("berth/{instance}-{pid}.log");
+    let text =
+        ray.text(&format!("/api/v0/logs/file?node_id={node}&filename={file}&lines=1")).ok()?;
+    let line = text.lines().rev().map(str::trim).find(|line| !line.is_empty())?;
+    Some(line.chars().filter(|letter| !letter.is_control()).take(MOST_OF_A_LINE).collect())
 }
 
 /// All that is to be put so that of one's own applications just `wanted` are there. `is_own` says which

@@ -36,6 +36,8 @@ use crate::stops::{Patience, Stops};
 
 /// A replica that Ray has found no place for after this long gets none.
 const PLACE_LIMIT_MS: u64 = 60 * 1000;
+/// Logs of so many instances that start are read at once.
+const MOST_LOGS: usize = 8;
 /// Nodes are looked at this often; what Serve runs at every turn.
 const NODES_EVERY_MS: u64 = 5 * 1000;
 
@@ -49,6 +51,8 @@ pub(crate) struct RayController {
     inventory: Inventory,
     looked_at_ms: u64,
     serving: Serving,
+    /// What instances that start say that they do.
+    doing: BTreeMap<InstanceId, String>,
     /// What Ray said when it could last not be asked.
     trouble: Option<String>,
     /// After a change that failed, the next is not tried before this.
@@ -72,8 +76,20 @@ pub fn observe(spec: &RaySpec, state_id: &str) -> Result<(Inventory, Serving), R
     let ray = Ray::new(&spec.address, token::read(spec)?);
     let serving = serve::read(&ray)?;
     let mut inventory = nodes::observe(&ray, naming(spec))?;
-    inventory.instances = running(&serving, state_id);
+    inventory.instances = running(&serving, state_id, &doing(&ray, &serving, state_id));
     Ok((inventory, serving))
+}
+
+/// What one's own instances say that they do while they start: the last lines of their logs.
+fn doing(ray: &Ray, serving: &Serving, state_id: &str) -> BTreeMap<InstanceId, String> {
+    let starting = serving.applications.values().filter(|app| app.status == AppStatus::Deploying);
+    let starting = starting.filter_map(|app| {
+        let (owner, id, _) = emit::identity(app.config.as_ref()?)?;
+        (owner == state_id).then_some((id, app.replicas.first()?))
+    });
+    let line =
+        |(id, replica): (InstanceId, _)| Some((id.clone(), serve::last_line(ray, &id.0, replica)?));
+    starting.take(MOST_LOGS).filter_map(line).collect()
 }
 
 fn naming(spec: &RaySpec) -> Naming<'_> {
@@ -81,7 +97,11 @@ fn naming(spec: &RaySpec) -> Naming<'_> {
 }
 
 /// One's own applications that Serve has not given up, as instances.
-fn running(serving: &Serving, state_id: &str) -> Vec<RunningInstance> {
+fn running(
+    serving: &Serving,
+    state_id: &str,
+    doing: &BTreeMap<InstanceId, String>,
+) -> Vec<RunningInstance> {
     let instance = |app: &Application| {
         let (owner, id, config) = emit::identity(app.config.as_ref()?)?;
         let config = match app.status {
@@ -91,6 +111,7 @@ fn running(serving: &Serving, state_id: &str) -> Vec<RunningInstance> {
         };
         let pid = app.replicas.iter().find_map(|replica| replica.pid);
         (owner == state_id).then(|| RunningInstance {
+            doing: doing.get(&id).cloned(),
             id,
             config,
             pid: pid.unwrap_or(0),
@@ -124,6 +145,7 @@ impl RayController {
             inventory: Inventory::default(),
             looked_at_ms: 0,
             serving: Serving::default(),
+            doing: BTreeMap::new(),
             trouble: None,
             next_put_ms: 0,
             waiting: BTreeMap::new(),
@@ -147,12 +169,12 @@ impl RayController {
         self.book.reload(self.is_first_turn)?;
         if !self.look().await? {
             // The engines serve on without the dashboard; nothing is decided on what is not seen.
-            let running = running(&self.serving, &self.state_id);
+            let running = running(&self.serving, &self.state_id, &self.doing);
             let plan = self.scaled(self.book.effective_plan(), &running);
             return Ok(self.outcome(&plan, false));
         }
         lease::check(&self.serving, &self.state_id, now_ms())?;
-        let running = running(&self.serving, &self.state_id);
+        let running = running(&self.serving, &self.state_id, &self.doing);
         let plan = self.scaled(self.book.effective_plan(), &running);
         if std::mem::take(&mut self.is_first_turn) {
             self.recover(&plan, &running)?;
@@ -179,18 +201,22 @@ impl RayController {
 
     /// Reads what Serve runs, and from time to time the nodes. False where Ray can't be asked just now.
     async fn look(&mut self) -> Result<bool, ControllerError> {
-        let (ray, spec) = (self.ray.clone(), self.spec.clone());
+        let (ray, spec, state_id) = (self.ray.clone(), self.spec.clone(), self.state_id.clone());
         let looks_at_nodes = now_ms().saturating_sub(self.looked_at_ms) > NODES_EVERY_MS;
         let looked = blocking(move || {
             let serving = serve::read(&ray)?;
-            let inventory = looks_at_nodes.then(|| nodes::observe(&ray, naming(&spec)));
-            Ok((serving, inventory.transpose()?))
+            let nodes = || {
+                let inventory = nodes::observe(&ray, naming(&spec))?;
+                Ok((inventory, doing(&ray, &serving, &state_id)))
+            };
+            let looked = looks_at_nodes.then(nodes).transpose()?;
+            Ok((serving, looked))
         });
         match looked.await {
-            Ok((serving, inventory)) => {
+            Ok((serving, looked)) => {
                 self.serving = serving;
-                if let Some(inventory) = inventory {
-                    (self.inventory, self.looked_at_ms) = (inventory, now_ms());
+                if let Some((inventory, doing)) = looked {
+                    (self.inventory, self.doing, self.looked_at_ms) = (inventory, doing, now_ms());
                 }
                 self.trouble = None;
                 Ok(true)
@@ -234,7 +260,7 @@ impl RayController {
     }
 
     fn outcome(&self, plan: &Plan, is_settled: bool) -> Turn {
-        let running = running(&self.serving, &self.state_id);
+        let running = running(&self.serving, &self.state_id, &self.doing);
         let status = |planned: &PlannedInstance| {
             let rolled_back = self.book.is_rolled_back(&planned.id);
             status_of(planned, planned.find_in(&running), self.book.entry(&planned.id), rolled_back)

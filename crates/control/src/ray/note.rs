@@ -96,7 +96,8 @@ impl RayController {
                 let entry = InstanceEntry { diagnosis: Some(diagnosis), ..entry };
                 self.book.set(&planned.id, entry)?;
             }
-        } else if waited > START_LIMIT_MS {
+        } else if waited > START_LIMIT_MS && planned.library.is_none() {
+            // A pull takes as long as it takes; its module gives it up where nothing comes any more.
             self.book.fail(planned, serve_replica::diagnose(planned.engine, &app.message))?;
         }
         Ok(())

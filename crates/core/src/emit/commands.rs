@@ -1,6 +1,6 @@
 //! Instances as a shell's lines, in the order in which they start.
 
-use super::{environment, quoted};
+use super::{environment, loading, quoted};
 use crate::inventory::{Inventory, Node};
 use crate::plan::{Plan, PlannedInstance};
 
@@ -15,6 +15,10 @@ pub fn commands(plan: &Plan, inventory: &Inventory) -> String {
         text.push_str(&format!("\n# {} on {}\n", instance.id, instance.node));
         text.push_str(&line(instance, node));
         text.push('\n');
+        let then = loading(instance);
+        if !then.is_empty() {
+            text.push_str(&format!("# and once it answers\n{}\n", then.join("\n")));
+        }
     }
     text
 }

@@ -108,6 +108,8 @@ pub fn application(
             "host": instance.host,
             "port": instance.port,
             "command": command,
+            "health": instance.engine.health_path(),
+            "library": instance.library,
             "folder": instance.folder,
             "environment": environment(instance, node),
             "gpus": gpus,

@@ -1,8 +1,8 @@
 //! A systemd unit for each instance. A unit counts as started only once its engine is ready, so that those on
 //! the same GPUs come up one after the other.
 
-use super::environment;
 use super::ray::before;
+use super::{environment, loading};
 use crate::inventory::Inventory;
 use crate::plan::Plan;
 
@@ -22,6 +22,10 @@ pub fn units(plan: &Plan, inventory: &Inventory) -> String {
             .iter()
             .map(|(name, value)| format!("Environment={name}={value}\n"))
             .collect();
+        let loading: String = loading(instance)
+            .iter()
+            .map(|line| format!("ExecStartPost=/bin/sh -c {}\n", quoted(line)))
+            .collect();
         let command: Vec<String> = std::iter::once(&instance.binary)
             .chain(&instance.args)
             .map(|word| quoted(word))
@@ -36,8 +40,9 @@ pub fn units(plan: &Plan, inventory: &Inventory) -> String {
              Type=exec\n\
              {environment}\
              ExecStart=/usr/bin/env {command}\n\
-             ExecStartPost=/bin/sh -c 'until curl -fsS -o /dev/null http://{host}:{port}/health; do sleep 1; done'\n\
-             TimeoutStartSec=900\n\
+             ExecStartPost=/bin/sh -c 'until curl -fsS -o /dev/null http://{host}:{port}{health}; do sleep 1; done'\n\
+             {loading}\
+             TimeoutStartSec={limit}\n\
              TimeoutStopSec=60\n\
              Restart=on-failure\n\
              RestartSec=10\n\n\
@@ -51,6 +56,8 @@ pub fn units(plan: &Plan, inventory: &Inventory) -> String {
             command = command.join(" "),
             host = instance.host,
             port = instance.port,
+            health = instance.engine.health_path(),
+            limit = if instance.library.is_some() { "infinity" } else { "900" },
         ));
     }
     text

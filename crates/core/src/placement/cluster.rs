@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::facts::Found;
 use super::gpus::{Layout, Prepared, Seat, lay_out, prepare};
-use super::launch::{self, Listen};
+use super::launch::{Listen, Start};
 use super::plan::{PlanError, Planned};
 use crate::inventory::{Device, DeviceId, InstanceId, Inventory, Node};
 use crate::memory::vllm::{Engine, Gpu};
@@ -102,10 +102,13 @@ fn running(spec: &Spec, inventory: &Inventory, found: &Found, current: &Plan) ->
     let kept = current.instances.iter().filter_map(|planned| {
         let node = inventory.nodes.iter().find(|node| node.name == planned.node)?;
         let is_same = |one: &&Deployment| {
-            let (binary, args) = command(spec, found, one, node, planned.port);
+            let (binary, start) = command(spec, found, one, node, planned.port);
             one.model == planned.model
                 && one.nodes.matches(node)
-                && (binary.as_str(), &args) == (planned.binary.as_str(), &planned.args)
+                && binary == planned.binary
+                && start.args == planned.args
+                && start.environment == planned.environment
+                && start.library == planned.library
         };
         let deployment = spec.deployments.iter().find(is_same)?;
         let devices = planned.shares.iter().filter_map(|share| {
@@ -126,19 +129,19 @@ fn running(spec: &Spec, inventory: &Inventory, found: &Found, current: &Plan) ->
     kept.collect()
 }
 
-/// The program and the words that start an instance on a node.
+/// The program and what it is started with on a node.
 fn command(
     spec: &Spec,
     found: &Found,
     deployment: &Deployment,
     node: &Node,
     port: u16,
-) -> (String, Vec<String>) {
+) -> (String, Start) {
     let engine = deployment.engine;
     let binary = found.binaries.get(&engine).unwrap_or(&spec.binaries[&engine]);
     let path = found.model(deployment).map_or("", |located| &located.path);
     let listen = Listen { host: host(node), port, on_gpus: true };
-    (binary.clone(), launch::args(deployment, path, &listen))
+    (binary.clone(), Start::new(deployment, path, &listen))
 }
 
 /// The address that engines of a node listen on: the one that the gateway reaches.
@@ -182,7 +185,7 @@ impl Cluster<'_> {
         let node = &self.inventory.nodes[seat.node];
         let deployment = self.wanted[seat.deployment].deployment;
         let port = ports.take(&id, &node.name)?;
-        let (binary, args) = command(self.spec, self.found, deployment, node, port);
+        let (binary, start) = command(self.spec, self.found, deployment, node, port);
         let share = |(rank, device): (usize, &Device)| DeviceShare {
             device: device.id.clone(),
             footprint: footprint(seat, rank),
@@ -195,7 +198,9 @@ impl Cluster<'_> {
             model: deployment.model.clone(),
             engine: deployment.engine,
             binary,
-            args,
+            args: start.args,
+            environment: start.environment,
+            library: start.library,
             host: host(node).to_owned(),
             port,
             node: node.name.clone(),

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::facts::{Found, LocatedModel};
 use super::greedy::{self, Assignment, Item};
-use super::launch::{self, Listen};
+use super::launch::{self, Listen, Start};
 use super::relax;
 use crate::inventory::{Cpu, Device, DeviceId, DeviceKind, InstanceId, Inventory, Node};
 use crate::memory::{Fit, fit};
@@ -184,6 +184,9 @@ fn instances(
                 footprint: fit.footprint.clone(),
                 resident_ready: fit.resident.ready_peak,
             };
+            let path = found.model(model).map_or("", |located| &located.path);
+            let listen = Listen { host: "127.0.0.1", port, on_gpus: false };
+            let Start { args, environment, library } = Start::new(model, path, &listen);
             instances.push(PlannedInstance {
                 id,
                 deployment: model.name.clone(),
@@ -194,11 +197,9 @@ fn instances(
                     .get(&model.engine)
                     .unwrap_or(&spec.binaries[&model.engine])
                     .clone(),
-                args: launch::args(
-                    model,
-                    found.model(model).map_or("", |located| &located.path),
-                    &Listen { host: "127.0.0.1", port, on_gpus: false },
-                ),
+                args,
+                environment,
+                library,
                 host: "127.0.0.1".to_owned(),
                 port,
                 node: bin.node.name.clone(),

@@ -19,6 +19,8 @@ fn planned(id: &str, device: &str, version: &str) -> PlannedInstance {
         engine: EngineKind::LlamaServer,
         binary: "llama-server".into(),
         args: vec![version.into()],
+        environment: BTreeMap::new(),
+        library: None,
         host: "127.0.0.1".into(),
         port: 1,
         node: "n".into(),
@@ -56,6 +58,7 @@ fn running(planned: &PlannedInstance) -> RunningInstance {
         group: 7,
         started_ticks: 1,
         memory: ProcessMemory::default(),
+        doing: None,
     }
 }
 

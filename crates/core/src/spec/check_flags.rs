@@ -94,6 +94,10 @@ pub(super) fn extra_args(
     engine: EngineKind,
     problems: &mut Problems<'_>,
 ) -> Vec<String> {
+    if let (EngineKind::Ollama, Some(first)) = (engine, raw.first()) {
+        let hint = "leave them out; what Ollama takes from its environment, its machines' environment sets";
+        problems.add_with_hint(first.span(), "`ollama serve` takes no arguments", hint);
+    }
     if engine != EngineKind::LlamaServer {
         return raw.into_iter().map(Spanned::into_inner).collect();
     }

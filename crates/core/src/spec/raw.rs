@@ -394,6 +394,15 @@ impl EngineKind {
             Self::Vllm => "vllm",
         }
     }
+
+    /// Where a server of it says whether it is well: 200 once it is.
+    pub fn health_path(self) -> &'static str {
+        match self {
+            Self::LlamaServer | Self::Vllm => "/health",
+            // Ollama answers before it has loaded anything.
+            Self::Ollama => "/api/version",
+        }
+    }
 }
 
 /// How many instances of a model there may be. `min` of them are planned.

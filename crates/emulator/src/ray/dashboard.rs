@@ -27,6 +27,7 @@ impl Answers for Dashboard {
             (_, "/api/v0/actors") => {
                 Answer::json(200, &json!({ "data": { "result": { "result": [] } } }))
             }
+            (_, "/api/v0/logs/file") => log(shared, &asked.path),
             (&Method::GET, "/api/serve/applications/") => Answer::json(200, &serving(shared)),
             (&Method::PUT, "/api/serve/applications/") => put(shared, &asked.json()),
             (method, path) if path.starts_with("/api/packages/gcs/") => {
@@ -49,6 +50,16 @@ fn package(shared: &Shared, method: &Method, path: &str) -> Answer {
         }
         _ if inner.packages.contains(path) => Answer::text(200, ""),
         _ => Answer::text(404, "not found"),
+    }
+}
+
+/// The last line of an instance's log: `filename=berth/ID-PID.log`.
+fn log(shared: &Shared, path: &str) -> Answer {
+    let file = path.split(['?', '&']).find_map(|part| part.strip_prefix("filename=berth/"));
+    let instance = file.and_then(|file| file.rsplit_once('-')).map(|(instance, _)| instance);
+    match instance.and_then(|instance| shared.inner().logs.get(instance).cloned()) {
+        Some(line) => Answer::text(200, line),
+        None => Answer::text(404, "no such file"),
     }
 }
 

@@ -2,6 +2,7 @@
 //! keeps one engine for each application (`replica`), restarts it after a crash, and waits for its node.
 
 mod dashboard;
+mod ollama;
 mod replica;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,12 +12,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use berth_core::inventory::Node;
+use berth_core::model::ModelFacts;
 use berth_core::model::hf_config::Transformer;
 use serde_json::{Map, Value};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
 use crate::http::{Server, serve};
+use crate::ollama::Pulled;
 use dashboard::{Dashboard, deploy};
 
 /// Serve tries again after this long.
@@ -33,6 +36,8 @@ pub struct Setup {
     pub nodes: Vec<Node>,
     /// The models that engines can start, by what their command line calls them.
     pub models: BTreeMap<String, Transformer>,
+    /// The models that Ollama can pull, by the name that it has for them.
+    pub library: BTreeMap<String, ModelFacts>,
     /// vLLM's version.
     pub vllm_version: String,
     /// How many times faster than real ones engines start and answer.
@@ -75,6 +80,10 @@ struct Inner {
     proven: BTreeSet<Vec<String>>,
     /// Bytes of each instance on each GPU.
     held: BTreeMap<Card, BTreeMap<String, u64>>,
+    /// What Ollama has pulled on each node.
+    pulled: BTreeMap<String, Pulled>,
+    /// The last line of each instance's log.
+    logs: BTreeMap<String, String>,
     next_pid: u32,
 }
 

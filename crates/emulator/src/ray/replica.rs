@@ -5,14 +5,16 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use berth_core::Bytes;
 use berth_core::inventory::Node;
 use berth_core::memory::vllm::Gpu;
 use serde_json::{Value, json};
 use tokio::sync::OwnedMutexGuard;
 
-use super::{Card, PAUSE, Replica, Shared};
+use super::{Card, PAUSE, Replica, Shared, ollama};
+use crate::engine::{Engine, Pace};
+use crate::vllm::serve as serve_engine;
 use crate::vllm::start::{Taken, start};
-use crate::vllm::{Engine, Pace, serve as serve_engine};
 
 /// One engine for as long as its application is there: on its node when that is there, again when it ended.
 pub(super) async fn keep(shared: Arc<Shared>, name: String, config: Value, runs_already: bool) {
@@ -30,7 +32,18 @@ pub(super) async fn keep(shared: Arc<Shared>, name: String, config: Value, runs_
             "DEPLOYING",
             Some(Replica { node: node.clone(), state: "STARTING", pid }),
         );
-        match run(&shared, &name, &config, &node, pid, runs_already && is_first).await {
+        let start = Start {
+            app: &name,
+            args: &config["args"],
+            node: &node,
+            pid,
+            runs_already: runs_already && is_first,
+        };
+        let ran = match start.args["library"].is_object() {
+            true => ollama::run(&shared, &start).await,
+            false => run(&shared, &start).await,
+        };
+        match ran {
             Ok(why) => {
                 tracing::info!(app = name, why, "an emulated engine ended");
                 show(&shared, &name, "UNHEALTHY", None);
@@ -48,7 +61,7 @@ pub(super) async fn keep(shared: Arc<Shared>, name: String, config: Value, runs_
     }
 }
 
-fn show(shared: &Shared, name: &str, status: &'static str, replica: Option<Replica>) {
+pub(super) fn show(shared: &Shared, name: &str, status: &'static str, replica: Option<Replica>) {
     if let Some(app) = shared.inner().apps.get_mut(name) {
         (app.status, app.replica) = (status, replica);
     }
@@ -82,33 +95,60 @@ async fn place(shared: &Shared, config: &Value) -> String {
     }
 }
 
+/// One start of an application's engine.
+pub(super) struct Start<'a> {
+    /// The application's name.
+    pub(super) app: &'a str,
+    /// What the plan says of it.
+    pub(super) args: &'a Value,
+    /// Where it has its place.
+    pub(super) node: &'a str,
+    /// Its replica's process.
+    pub(super) pid: u32,
+    /// Whether it has started some time ago.
+    pub(super) runs_already: bool,
+}
+
+impl Start<'_> {
+    pub(super) fn instance(&self) -> &str {
+        self.args["instance"].as_str().unwrap_or_default()
+    }
+
+    /// Where its engine listens.
+    pub(super) fn address(&self) -> SocketAddr {
+        let host = self.args["host"].as_str().and_then(|host| host.parse::<IpAddr>().ok());
+        let port = self.args["port"].as_u64().and_then(|port| u16::try_from(port).ok());
+        SocketAddr::from((host.unwrap_or([127, 0, 0, 1].into()), port.unwrap_or(0)))
+    }
+
+    /// Says something in its log.
+    pub(super) fn log(&self, shared: &Shared, line: &str) {
+        shared.inner().logs.insert(self.instance().to_owned(), format!("berth: {line}\n"));
+    }
+}
+
+/// The GPUs of an application's engine.
+pub(super) fn cards(args: &Value, node: &str) -> Vec<Card> {
+    let gpus = args["gpus"].as_array().into_iter().flatten();
+    gpus.filter_map(|gpu| Some((node.to_owned(), gpu["id"].as_str()?.to_owned()))).collect()
+}
+
+/// Waits until a node is lost.
+pub(super) async fn lost(shared: &Shared, node: &str) {
+    loop {
+        let changed = shared.changed.notified();
+        if shared.inner().lost.contains(node) {
+            return;
+        }
+        changed.await;
+    }
+}
+
 /// Starts an engine and serves until it ends or its node is lost; says why. An error is one that another
 /// start would meet again.
-async fn run(
-    shared: &Arc<Shared>,
-    name: &str,
-    config: &Value,
-    node: &str,
-    pid: u32,
-    runs_already: bool,
-) -> Result<String, String> {
-    let args = &config["args"];
-    let instance = args["instance"].as_str().unwrap_or_default();
-    let cards: Vec<Card> = args["gpus"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(|gpu| Some((node.to_owned(), gpu["id"].as_str()?.to_owned())))
-        .collect();
-    let lost = || async {
-        loop {
-            let changed = shared.changed.notified();
-            if shared.inner().lost.contains(node) {
-                return;
-            }
-            changed.await;
-        }
-    };
+async fn run(shared: &Arc<Shared>, start: &Start<'_>) -> Result<String, String> {
+    let Start { app, args, node, pid, runs_already } = *start;
+    let cards = cards(args, node);
     let starting = async {
         if !runs_already {
             wait_for_earlier(shared, args, node).await;
@@ -123,24 +163,27 @@ async fn run(
     };
     let taken = tokio::select! {
         taken = starting => taken?,
-        () = lost() => return Ok("its node was lost".to_owned()),
+        () = lost(shared, node) => return Ok("its node was lost".to_owned()),
     };
-    let held = Held::new(shared, instance, &cards, &taken);
+    let held = Held::new(shared, start.instance(), &cards, &taken.bytes);
     let model = served_name(args);
     let engine = Arc::new(Engine::new(model, taken.pace, shared.setup.speedup));
-    let host: IpAddr =
-        args["host"].as_str().and_then(|host| host.parse().ok()).unwrap_or([127, 0, 0, 1].into());
-    let port = args["port"].as_u64().and_then(|port| u16::try_from(port).ok()).unwrap_or(0);
-    let address = SocketAddr::from((host, port));
+    let address = start.address();
     let _server = serve_engine(address, Arc::clone(&engine)).await.map_err(|error| {
         ended(&format!("{address}: {error}"), 1, &["[Errno 98] address already in use".to_owned()])
     })?;
-    show(shared, name, "RUNNING", Some(Replica { node: node.to_owned(), state: "RUNNING", pid }));
+    show(shared, app, "RUNNING", Some(Replica { node: node.to_owned(), state: "RUNNING", pid }));
     let mut has_ended = engine.ended();
     let leaking = async {
         loop {
             tokio::time::sleep(PAUSE).await;
-            held.grow(engine.leaked());
+            held.set(
+                &taken
+                    .bytes
+                    .iter()
+                    .map(|first| Bytes(first.0 + engine.leaked()))
+                    .collect::<Vec<_>>(),
+            );
         }
     };
     tokio::select! {
@@ -149,7 +192,7 @@ async fn run(
             let why = ended.ok().and_then(|ended| ended.clone());
             Ok(why.map_or_else(String::new, |ended| ended.why))
         }
-        () = lost() => Ok("its node was lost".to_owned()),
+        () = lost(shared, node) => Ok("its node was lost".to_owned()),
     }
 }
 
@@ -166,7 +209,7 @@ fn words(args: &Value) -> impl Iterator<Item = &str> {
     args["command"].as_array().into_iter().flatten().filter_map(Value::as_str)
 }
 
-async fn wait_for_earlier(shared: &Shared, args: &Value, node: &str) {
+pub(super) async fn wait_for_earlier(shared: &Shared, args: &Value, node: &str) {
     let after: Vec<&str> =
         args["after"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     loop {
@@ -188,7 +231,7 @@ async fn wait_for_earlier(shared: &Shared, args: &Value, node: &str) {
     }
 }
 
-async fn lock(shared: &Shared, cards: &[Card]) -> Vec<OwnedMutexGuard<()>> {
+pub(super) async fn lock(shared: &Shared, cards: &[Card]) -> Vec<OwnedMutexGuard<()>> {
     let mut held = Vec::new();
     let sorted: BTreeSet<&Card> = cards.iter().collect();
     for card in sorted {
@@ -208,7 +251,7 @@ fn take(
     runs_already: bool,
 ) -> Result<Taken, String> {
     let planned = args["gpus"].as_array().into_iter().flatten();
-    let planned = planned.filter_map(|gpu| gpu["bytes"].as_u64()).map(berth_core::Bytes).collect();
+    let planned = planned.filter_map(|gpu| gpu["bytes"].as_u64()).map(Bytes).collect();
     let words: Vec<String> = words(args).map(str::to_owned).collect();
     let is_vllm = words.get(1).is_some_and(|word| word == "serve");
     let model = words.get(2).and_then(|path| shared.setup.models.get(path));
@@ -231,7 +274,7 @@ fn take(
     if runs_already {
         shared.inner().proven.insert(flags.clone());
     }
-    let is_alone = gpus.iter().all(|gpu| gpu.used_by_others == berth_core::Bytes::ZERO);
+    let is_alone = gpus.iter().all(|gpu| gpu.used_by_others == Bytes::ZERO);
     match started.outcome {
         Ok(taken) => Ok(taken),
         Err(_) if is_alone && shared.inner().proven.contains(&flags) => {
@@ -263,7 +306,7 @@ fn own_flags(words: &[String]) -> Vec<String> {
 }
 
 /// A GPU with what is held there; as if it were empty for what has started some time ago.
-fn gpu(shared: &Shared, card: &Card, is_empty: bool) -> Option<Gpu> {
+pub(super) fn gpu(shared: &Shared, card: &Card, is_empty: bool) -> Option<Gpu> {
     let node = shared.node(&card.0)?;
     let device = node.devices.iter().find(|device| device.id.0 == card.1)?;
     let gpu = Gpu::of_device(device)?;
@@ -271,46 +314,39 @@ fn gpu(shared: &Shared, card: &Card, is_empty: bool) -> Option<Gpu> {
         true => 0,
         false => shared.inner().held.get(card).into_iter().flatten().map(|(_, held)| held).sum(),
     };
-    Some(gpu.with_others(gpu.used_by_others + berth_core::Bytes(held)))
+    Some(gpu.with_others(gpu.used_by_others + Bytes(held)))
 }
 
 /// What the module puts into Serve's message.
-fn ended(why: &str, code: i32, log: &[String]) -> String {
+pub(super) fn ended(why: &str, code: i32, log: &[String]) -> String {
     format!("BERTH-ENDED {}", json!({ "why": why, "code": code, "log": log }))
 }
 
 /// What an engine holds of GPUs, for as long as it lives.
-struct Held {
+pub(super) struct Held {
     shared: Arc<Shared>,
     instance: String,
     cards: Vec<Card>,
-    first: Vec<u64>,
 }
 
 impl Held {
-    fn new(shared: &Arc<Shared>, instance: &str, cards: &[Card], taken: &Taken) -> Self {
-        let mut inner = shared.inner();
-        for (card, bytes) in cards.iter().zip(&taken.bytes) {
-            inner.held.entry(card.clone()).or_default().insert(instance.to_owned(), bytes.0);
-        }
-        drop(inner);
-        Self {
-            shared: Arc::clone(shared),
-            instance: instance.to_owned(),
-            cards: cards.to_vec(),
-            first: taken.bytes.iter().map(|bytes| bytes.0).collect(),
-        }
+    pub(super) fn new(
+        shared: &Arc<Shared>,
+        instance: &str,
+        cards: &[Card],
+        bytes: &[Bytes],
+    ) -> Self {
+        let (shared, instance) = (Arc::clone(shared), instance.to_owned());
+        let held = Self { shared, instance, cards: cards.to_vec() };
+        held.set(bytes);
+        held
     }
-}
 
-impl Held {
-    /// Holds so much more of each GPU than at first.
-    fn grow(&self, leaked: u64) {
+    /// Holds so much of each GPU now.
+    pub(super) fn set(&self, bytes: &[Bytes]) {
         let mut inner = self.shared.inner();
-        for (card, first) in self.cards.iter().zip(&self.first) {
-            if let Some(held) = inner.held.get_mut(card) {
-                held.insert(self.instance.clone(), first + leaked);
-            }
+        for (card, bytes) in self.cards.iter().zip(bytes) {
+            inner.held.entry(card.clone()).or_default().insert(self.instance.clone(), bytes.0);
         }
     }
 }

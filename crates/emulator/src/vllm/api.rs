@@ -1,21 +1,13 @@
 //! vLLM's HTTP (0.26): OpenAI's routes, health, metrics, sleep; and faults on command.
 
-use std::io;
 use std::sync::Arc;
 
-use bytes::Bytes;
-use hyper::Method;
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
 
-use super::engine::{Engine, State};
-use crate::fault::Fault;
+use crate::engine::{Engine, State};
+use crate::fault;
 use crate::http::{Answer, Answers, Asked};
-
-/// What it says, a word a token.
-const WORDS: [&str; 8] =
-    ["this ", "answer ", "is ", "emulated ", "and ", "means ", "nothing ", "at all. "];
-const LEAK: u64 = 64 << 20;
+use crate::openai::{self, Request};
 
 /// An engine as its clients see it.
 pub(crate) struct Api(pub(crate) Arc<Engine>);
@@ -23,27 +15,8 @@ pub(crate) struct Api(pub(crate) Arc<Engine>);
 impl Answers for Api {
     async fn answer(&self, asked: Asked) -> Answer {
         let engine = &self.0;
-        if asked.path == "/emulator/fault" {
-            return set_fault(engine, &asked.json());
-        }
-        let fault = engine.state().fault;
-        match fault {
-            Fault::Hang => std::future::pending().await,
-            Fault::Crash => {
-                engine.end(
-                    "it was told to crash",
-                    -11,
-                    "Fatal Python error: Segmentation fault (emulated)",
-                );
-                return Answer::Nothing;
-            }
-            Fault::OutOfMemory if asked.method == Method::POST => {
-                let line = "torch.OutOfMemoryError: CUDA out of memory. (emulated)";
-                engine.end("it ran out of memory", 1, line);
-                return Answer::Nothing;
-            }
-            Fault::Refuse => return Answer::text(503, ""),
-            _ => {}
+        if let Some(answer) = fault::meet(engine, &asked).await {
+            return answer;
         }
         let path = asked.path.split('?').next().unwrap_or_default().to_owned();
         match path.as_str() {
@@ -60,19 +33,6 @@ impl Answers for Api {
             "/v1/completions" => complete(engine, &asked.json(), false).await,
             _ => Answer::json(404, &json!({ "detail": "Not Found" })),
         }
-    }
-}
-
-fn set_fault(engine: &Engine, body: &Value) -> Answer {
-    match body["fault"].as_str().and_then(Fault::from_name) {
-        Some(fault) => {
-            engine.state().fault = fault;
-            Answer::text(200, "")
-        }
-        None => Answer::text(
-            400,
-            "fault: none, refuse, hang, crash, crash_in_stream, slow, leak or out_of_memory\n",
-        ),
     }
 }
 
@@ -120,12 +80,6 @@ fn bad_request(message: String) -> Answer {
     Answer::json(400, &json!({ "error": error }))
 }
 
-/// Some four characters a token.
-fn tokens_of(body: &Value, is_chat: bool) -> u64 {
-    let text = if is_chat { body["messages"].to_string() } else { body["prompt"].to_string() };
-    (text.len() as u64 / 4).max(1)
-}
-
 async fn complete(engine: &Arc<Engine>, body: &Value, is_chat: bool) -> Answer {
     let named = body["model"].as_str().unwrap_or_default();
     if named != engine.model {
@@ -134,9 +88,8 @@ async fn complete(engine: &Arc<Engine>, body: &Value, is_chat: bool) -> Answer {
             json!({ "message": message, "type": "NotFoundError", "param": "model", "code": 404 });
         return Answer::json(404, &json!({ "error": error }));
     }
-    let prompt = tokens_of(body, is_chat);
-    let asked = body["max_completion_tokens"].as_u64().or(body["max_tokens"].as_u64());
-    let answer = asked.unwrap_or(if is_chat { 128 } else { 16 });
+    let request = Request::new(body, is_chat);
+    let Request { prompt, answer, .. } = request;
     let longest = engine.pace.longest;
     if prompt.saturating_add(answer) > longest {
         return bad_request(format!(
@@ -145,98 +98,5 @@ async fn complete(engine: &Arc<Engine>, body: &Value, is_chat: bool) -> Answer {
             prompt.saturating_add(answer)
         ));
     }
-    {
-        let mut state = engine.state();
-        if state.fault == Fault::Leak {
-            state.leaked += LEAK;
-        }
-    }
-    match body["stream"].as_bool() {
-        Some(true) => stream(Arc::clone(engine), prompt, answer, is_chat),
-        _ => whole(engine, prompt, answer, is_chat).await,
-    }
-}
-
-fn usage(prompt: u64, answer: u64) -> Value {
-    json!({ "prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer })
-}
-
-async fn whole(engine: &Engine, prompt: u64, answer: u64, is_chat: bool) -> Answer {
-    let room = engine.admit(prompt, answer).await;
-    engine.prefill(prompt).await;
-    let mut text = String::new();
-    for at in 0..answer {
-        engine.token().await;
-        text.push_str(word(at));
-    }
-    drop(room);
-    engine.state().requests += 1;
-    let (object, choice) = match is_chat {
-        true => (
-            "chat.completion",
-            json!({ "index": 0, "message": { "role": "assistant", "content": text }, "finish_reason": "length" }),
-        ),
-        false => {
-            ("text_completion", json!({ "index": 0, "text": text, "finish_reason": "length" }))
-        }
-    };
-    Answer::json(
-        200,
-        &json!({
-            "id": "emulated", "object": object, "created": 0, "model": engine.model, "choices": [choice],
-            "usage": usage(prompt, answer),
-        }),
-    )
-}
-
-fn word(at: u64) -> &'static str {
-    WORDS[at as usize % WORDS.len()]
-}
-
-fn stream(engine: Arc<Engine>, prompt: u64, answer: u64, is_chat: bool) -> Answer {
-    let (sender, chunks) = mpsc::channel(16);
-    tokio::spawn(async move {
-        // Whoever has gone wants no more tokens.
-        tokio::select! {
-            () = tokens(&engine, prompt, answer, is_chat, &sender) => {}
-            () = sender.closed() => {}
-        }
-    });
-    Answer::Stream { kind: "text/event-stream; charset=utf-8", chunks }
-}
-
-type Chunks = mpsc::Sender<Result<Bytes, io::Error>>;
-
-async fn tokens(engine: &Engine, prompt: u64, answer: u64, is_chat: bool, chunks: &Chunks) {
-    let room = engine.admit(prompt, answer).await;
-    engine.prefill(prompt).await;
-    for at in 0..answer {
-        engine.token().await;
-        if at == answer / 2 && engine.state().fault == Fault::CrashInStream {
-            drop(chunks.send(Err(io::ErrorKind::ConnectionReset.into())).await);
-            engine.end(
-                "it crashed in a stream",
-                -11,
-                "Fatal Python error: Segmentation fault (emulated)",
-            );
-            return;
-        }
-        let reason = if at + 1 == answer { json!("length") } else { Value::Null };
-        let choice = match is_chat {
-            true => {
-                json!({ "index": 0, "delta": { "content": word(at) }, "finish_reason": reason })
-            }
-            false => json!({ "index": 0, "text": word(at), "finish_reason": reason }),
-        };
-        let object = if is_chat { "chat.completion.chunk" } else { "text_completion" };
-        let chunk = json!({
-            "id": "emulated", "object": object, "created": 0, "model": engine.model, "choices": [choice],
-        });
-        if chunks.send(Ok(Bytes::from(format!("data: {chunk}\n\n")))).await.is_err() {
-            return;
-        }
-    }
-    drop(room);
-    engine.state().requests += 1;
-    drop(chunks.send(Ok(Bytes::from_static(b"data: [DONE]\n\n"))).await);
+    openai::answer(engine, request).await
 }

@@ -7,7 +7,7 @@ use berth_core::model::hf_config::Transformer;
 use berth_core::units::Bytes;
 use serde_json::Value;
 
-use super::engine::Pace;
+use crate::engine::Pace;
 
 /// What a start came to.
 #[derive(Clone, Debug)]

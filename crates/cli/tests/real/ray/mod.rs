@@ -79,6 +79,7 @@ fn a_ray_cluster() {
     the_dashboard_is_away(&berth, &ray);
     a_machine_is_lost_and_comes_back(&berth, &mut ray);
     a_change_that_cannot_start_goes_back(&berth, &ray);
+    ollama_runs_there_too(&berth, &ray);
     send(i32::try_from(serve.id()).unwrap(), Signal::TERM);
     serve.wait().unwrap();
     what_others_run_is_left(&berth, &ray);
@@ -266,6 +267,45 @@ fn a_change_that_cannot_start_goes_back(berth: &Berth, ray: &RayCluster) {
     let why = two["diagnosis"]["message"].as_str().unwrap();
     assert!(why.contains("refused a flag"), "{two}");
     assert!(answers(berth, "two") && answers(berth, "one"));
+}
+
+/// Ollama's server is emulated; what starts it, has it pull and load, and asks it is what a cluster gets.
+fn ollama_runs_there_too(berth: &Berth, ray: &RayCluster) {
+    let berth_itself = std::path::Path::new(env!("CARGO_BIN_EXE_berth"));
+    let emulated = berth_itself.with_file_name("emulated-ollama");
+    assert!(emulated.exists(), "build it first: cargo build -p berth-emulator");
+    // Slow enough for its pull to be seen.
+    let wrapper = berth.folder.path().join("ollama");
+    let library = r#"{"owner/small:q8": {"size": 1000000000}}"#;
+    let script = format!(
+        "#!/bin/sh\nEMULATED_LIBRARY='{library}' OLLAMA_MODELS='{}' exec '{}' \"$@\"\n",
+        berth.folder.path().join("library").display(),
+        emulated.display()
+    );
+    std::fs::write(&wrapper, script).unwrap();
+    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&wrapper, executable).unwrap();
+    let ollama = format!(
+        "[models.small]\nengine = \"ollama\"\nsource = \"owner/small:q8\"\ndevices = [\"gpu:2\"]\nnodes = \"n2\"\n\
+         facts = {{ model = \"medgemma-4b\", type = \"q8_0\" }}\n[engines.ollama]\nbinary = \"{}\"\n",
+        wrapper.display()
+    );
+    spec(berth, ray, &(case() + &ollama));
+    let mut apply = berth.command(&["apply"]).spawn().unwrap();
+    wait_until("how far the pull is can be seen", || {
+        let status = berth.status();
+        let mut all = status["instances"].as_array().unwrap().iter();
+        let small = all.find(|one| one["id"] == "small-0");
+        let doing = small.and_then(|one| one["doing"].as_str());
+        doing.is_some_and(|doing| doing.contains("berth: pulling owner/small:q8: 0."))
+    });
+    assert_eq!(apply.wait().unwrap().code(), Some(0));
+    assert!(answers(berth, "small") && answers(berth, "big"));
+    let (machine, pid) = ray.applications()["berth-small-0"][0].clone();
+    assert_eq!(machine, "n2");
+    send(pid, Signal::KILL);
+    wait_until("the server has gone with its replica", || !answers(berth, "small"));
+    wait_until("Ray has brought it up again", || answers(berth, "small"));
 }
 
 /// From an empty state folder, in the foreground, until Ctrl-C.

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Value};
 
 use super::super::facts::{Facts, Found, LocatedModel};
+use super::super::launch::ollama_request;
 use super::super::plan::PlanError;
 use crate::memory::Verdict;
 use crate::memory::llama_cpp::graph::Backend;
@@ -93,7 +94,7 @@ pub fn prepare<'a>(
             (EngineArgs::Vllm { model, args }, gpus)
         }
         (Facts::Gguf(facts), EngineKind::Ollama) => {
-            let engine = EngineArgs::Ollama { facts, request: request(&deployment.flags) };
+            let engine = EngineArgs::Ollama { facts, request: ollama_request(&deployment.flags) };
             (engine, pinned.len())
         }
         (Facts::Gguf(facts), EngineKind::LlamaServer) => {
@@ -114,18 +115,6 @@ pub fn arguments(flags: &Flags) -> Value {
     Value::Object(
         flags.iter().map(|(name, flag)| (name.clone(), value(flag))).collect::<Map<_, _>>(),
     )
-}
-
-fn request(flags: &Flags) -> Request {
-    let number = |name: &str| match flags.get(name) {
-        Some(FlagValue::Int(number)) => u64::try_from(*number).ok(),
-        _ => None,
-    };
-    Request {
-        num_ctx: number("num_ctx"),
-        num_parallel: number("num_parallel").unwrap_or(1),
-        num_batch: number("num_batch"),
-    }
 }
 
 impl Prepared<'_> {

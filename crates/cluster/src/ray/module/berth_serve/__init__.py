@@ -8,7 +8,7 @@ from ray import serve
 
 from .engine import Engine
 
-VERSION = "1"
+VERSION = "2"
 
 
 def build(args: dict) -> serve.Application:

@@ -22,6 +22,7 @@ class Engine:
     def __init__(self, args: dict):
         host = f"[{args['host']}]" if ":" in args["host"] else args["host"]
         self.address = f"http://{host}:{args['port']}"
+        self.health = f"{self.address}{args['health']}"
         self.session = None
         self.ended = None
         self.ready = threading.Event()
@@ -59,7 +60,7 @@ class Engine:
     async def check_health(self):
         if self.ended is not None:
             raise RuntimeError(f"BERTH-ENDED {json.dumps(self.ended)}")
-        async with self._session().get(f"{self.address}/health") as answer:
+        async with self._session().get(self.health) as answer:
             if answer.status != 200:
                 raise RuntimeError(f"the engine's health endpoint answers {answer.status}")
 

@@ -9,6 +9,9 @@ their holder, however it ends:
 - an instance's own: the engine holds it as its standard input, so a second engine of the same instance
   waits until the last process of the first is gone;
 - each GPU's, while an engine starts: engines that start together mis-size each other (vllm#55827).
+
+An engine with a library (Ollama) takes no memory before it is told to load: it is started and pulls its model
+first, and only its loading is the start that others wait for.
 """
 
 import ctypes
@@ -27,8 +30,12 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import ollama
+
 GRACE_S = 20
 TICK_S = 0.25
+# Between two looks at whether a library's model is still loaded.
+LOOK_EVERY_S = 5
 # An instance that shall start first holds nobody up for longer, and for less where there is none.
 ORDER_LIMIT_S = 900
 ABSENT_LIMIT_S = 30
@@ -50,28 +57,36 @@ def main():
     try:
         folder = lock_folder()
         own = lock(folder / f"{order['node']}-{order['instance']}.instance")
+        if order["library"]:
+            wait_for_port(order)
+            engine = start(order, own)
+            mark(own, "waiting", engine.pid)
+            wait_until_healthy(order, engine)
+            ollama.pull(address(order), order["library"], watch(engine), lambda text: tell(order, text))
         wait_for_earlier(order, folder)
         gpus = sorted(gpu["id"] for gpu in order["gpus"])
         starting = [lock(folder / f"{order['node']}-{gpu}.gpu") for gpu in gpus]
         wait_for_memory(order)
-        wait_for_port(order)
         say("starting")
-        engine = start(order, own)
+        if engine is None:
+            wait_for_port(order)
+            engine = start(order, own)
         mark(own, "starting", engine.pid)
         wait_until_ready(order, engine)
         mark(own, "ready", engine.pid)
         for held in starting:
             held.close()
         say("ready", pid=engine.pid)
-        while engine.poll() is None:
-            rest(TICK_S)
+        stay(order, engine)
         ended(order, f"it ended by itself: {how(engine.returncode)}", engine=engine)
     except Gone:
         pass
-    except Refused as refused:
+    except (Refused, ollama.Trouble) as refused:
         ended(order, str(refused), refused.kind, engine)
     finally:
         if engine is not None:
+            if order["library"] and engine.poll() is None:
+                ollama.unload(address(order), order["library"]["name"])
             end(engine)
 
 
@@ -237,22 +252,64 @@ def die_with_parent():
 
 
 def wait_until_ready(order: dict, engine: subprocess.Popen):
+    if order["library"]:
+        tell(order, f"loading {order['library']['name']}")
+        ollama.load(address(order), order["library"], watch(engine))
+    else:
+        wait_until_healthy(order, engine)
+
+
+def wait_until_healthy(order: dict, engine: subprocess.Popen):
     deadline = time.monotonic() + order["start_limit_s"]
-    host = f"[{order['host']}]" if ":" in order["host"] else order["host"]
-    url = f"http://{host}:{order['port']}/health"
-    # A proxy of the machine's environment knows nothing of the machine itself.
-    ask = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    url, look = f"{address(order)}{order['health']}", watch(engine)
     while time.monotonic() < deadline:
-        if engine.poll() is not None:
-            raise Refused(f"it ended before it was ready: {how(engine.returncode)}")
+        look()
         try:
-            with ask.open(url, timeout=2) as answer:
+            with ollama.ASK.open(url, timeout=2) as answer:
                 if answer.status == 200:
                     return
         except (urllib.error.URLError, http.client.HTTPException, OSError):
             pass
-        rest(TICK_S)
     raise Refused(f"it was not ready after {order['start_limit_s']} s", "not_ready")
+
+
+def stay(order: dict, engine: subprocess.Popen):
+    """Waits until the engine ends. A library's model that somebody had it let go is loaded again."""
+    looked_at = time.monotonic()
+    while engine.poll() is None:
+        rest(TICK_S)
+        if not order["library"] or time.monotonic() - looked_at < LOOK_EVERY_S:
+            continue
+        looked_at = time.monotonic()
+        try:
+            if ollama.loaded(address(order), order["library"]["name"]) is None:
+                tell(order, f"{order['library']['name']} is no longer loaded: loading it again")
+                ollama.load(address(order), order["library"], watch(engine))
+        except (OSError, ValueError):
+            # Whether it is well at all, its health endpoint says.
+            continue
+
+
+def watch(engine: subprocess.Popen):
+    """Waits a moment, and learns whether the engine is still wanted, and there."""
+
+    def look():
+        if engine.poll() is not None:
+            raise Refused(f"it ended before it was ready: {how(engine.returncode)}")
+        rest(TICK_S)
+
+    return look
+
+
+def address(order: dict) -> str:
+    host = f"[{order['host']}]" if ":" in order["host"] else order["host"]
+    return f"http://{host}:{order['port']}"
+
+
+def tell(order: dict, text: str):
+    """Says in the engine's own log what is done for it."""
+    with open(order["log"], "a") as log:
+        log.write(f"berth: {text}\n")
 
 
 def how(code: int) -> str:

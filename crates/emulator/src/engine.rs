@@ -38,8 +38,8 @@ pub struct Ended {
 /// An engine that runs.
 #[derive(Debug)]
 pub struct Engine {
-    pub(super) model: String,
-    pub(super) pace: Pace,
+    pub(crate) model: String,
+    pub(crate) pace: Pace,
     /// How many times faster than the real one.
     speedup: f64,
     state: Mutex<State>,
@@ -49,16 +49,16 @@ pub struct Engine {
 
 /// What it is doing.
 #[derive(Clone, Debug, Default)]
-pub(super) struct State {
-    pub(super) running: u64,
-    pub(super) waiting: u64,
-    pub(super) used_tokens: u64,
-    pub(super) prompt_tokens: u64,
-    pub(super) generated_tokens: u64,
-    pub(super) requests: u64,
-    pub(super) is_asleep: bool,
-    pub(super) fault: Fault,
-    pub(super) leaked: u64,
+pub(crate) struct State {
+    pub(crate) running: u64,
+    pub(crate) waiting: u64,
+    pub(crate) used_tokens: u64,
+    pub(crate) prompt_tokens: u64,
+    pub(crate) generated_tokens: u64,
+    pub(crate) requests: u64,
+    pub(crate) is_asleep: bool,
+    pub(crate) fault: Fault,
+    pub(crate) leaked: u64,
 }
 
 impl Engine {
@@ -80,7 +80,7 @@ impl Engine {
     }
 
     /// Ends it.
-    pub(super) fn end(&self, why: &str, code: i32, line: &str) {
+    pub(crate) fn end(&self, why: &str, code: i32, line: &str) {
         let log = vec![line.to_owned()];
         self.ended.send_replace(Some(Ended { why: why.to_owned(), code, log }));
     }
@@ -90,13 +90,13 @@ impl Engine {
         self.state().leaked
     }
 
-    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits for room for a request of so many tokens, answer included. The room is its own until it is
     /// dropped.
-    pub(super) async fn admit(&self, prompt: u64, answer: u64) -> Admitted<'_> {
+    pub(crate) async fn admit(&self, prompt: u64, answer: u64) -> Admitted<'_> {
         let tokens = prompt + answer;
         let waiting = Waiting::new(self);
         loop {
@@ -118,12 +118,12 @@ impl Engine {
     }
 
     /// Works through a prompt.
-    pub(super) async fn prefill(&self, tokens: u64) {
+    pub(crate) async fn prefill(&self, tokens: u64) {
         self.rest(self.pace.weights_s + tokens as f64 * self.pace.prefill_s_per_token).await;
     }
 
     /// Makes one token of a request, beside all others.
-    pub(super) async fn token(&self) {
+    pub(crate) async fn token(&self) {
         let used = self.state().used_tokens as f64;
         self.rest(self.pace.weights_s + used * self.pace.cache_s_per_token).await;
         self.state().generated_tokens += 1;
@@ -152,7 +152,7 @@ impl Drop for Waiting<'_> {
 }
 
 /// A request that runs.
-pub(super) struct Admitted<'a> {
+pub(crate) struct Admitted<'a> {
     engine: &'a Engine,
     tokens: u64,
 }
