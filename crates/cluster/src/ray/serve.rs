@@ -121,8 +121,9 @@ fn application(app: &Value) -> Application {
 pub fn last_line(ray: &Ray, instance: &str, replica: &Replica) -> Option<String> {
     let (node, pid) = (replica.node_id.as_ref()?, replica.pid?);
     let file = format!("berth/{instance}-{pid}.log");
-    let text =
-        ray.text(&format!("/api/v0/logs/file?node_id={node}&filename={file}&lines=1")).ok()?;
+    let text = ray
+        .text(&format!("/api/v0/logs/file?node_id={node}&filename={file}&lines=1&timeout=2"))
+        .ok()?;
     let line = text.lines().rev().map(str::trim).find(|line| !line.is_empty())?;
     Some(line.chars().filter(|letter| !letter.is_control()).take(MOST_OF_A_LINE).collect())
 }

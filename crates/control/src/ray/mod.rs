@@ -37,7 +37,7 @@ use crate::stops::{Patience, Stops};
 /// A replica that Ray has found no place for after this long gets none.
 const PLACE_LIMIT_MS: u64 = 60 * 1000;
 /// Logs of so many instances that start are read at once.
-const MOST_LOGS: usize = 8;
+const MOST_LOGS: usize = 4;
 /// Nodes are looked at this often; what Serve runs at every turn.
 const NODES_EVERY_MS: u64 = 5 * 1000;
 

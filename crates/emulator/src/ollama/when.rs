@@ -1,6 +1,6 @@
 //! Durations and times as Ollama writes them.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -58,19 +58,8 @@ fn seconds(text: &str) -> Option<f64> {
 /// A time so far from now, in UTC; Ollama's own "for ever" lies some three hundred years ahead.
 pub(super) fn rfc3339(from_now: Option<Duration>) -> String {
     let Some(from_now) = from_now else { return "2318-01-01T00:00:00Z".to_owned() };
-    let since = (SystemTime::now() + from_now).duration_since(UNIX_EPOCH).unwrap_or_default();
-    let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
-    // Days to a date in the calendar of whole 400 years (H. Hinnant, "chrono-compatible date algorithms").
-    let shifted = days + 719_468;
-    let (era, of_era) = (shifted / 146_097, shifted % 146_097);
-    let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year + year / 4 - year / 100);
-    let month = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * month + 2) / 5 + 1;
-    let month = if month < 10 { month + 3 } else { month - 9 };
-    let year = year + era * 400 + u64::from(month <= 2);
-    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+    let then = jiff::Timestamp::now().checked_add(from_now);
+    then.unwrap_or(jiff::Timestamp::MAX).to_string()
 }
 
 #[cfg(test)]

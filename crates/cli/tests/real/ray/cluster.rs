@@ -89,6 +89,8 @@ impl RayCluster {
             &format!("--labels=machine=n{worker}"),
             &format!("--min-worker-port={ports}"),
             &format!("--max-worker-port={}", ports + 199),
+            // On one machine all agents would listen on the same port, and all but the first give up.
+            &format!("--dashboard-agent-listen-port={}", free_port()),
         ])
     }
 
