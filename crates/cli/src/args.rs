@@ -45,6 +45,10 @@ pub(crate) enum Command {
     Up(UpArgs),
     /// Watch over what is applied and serve it; Ctrl-C leaves the engines running
     Serve(ServeArgs),
+    /// A gateway alone, with the routes that a controller writes
+    Gateway(GatewayArgs),
+    /// A new API key for the gateway, and its entry in the file of keys
+    Key(KeyArgs),
     /// What runs, and its planned, reported and observed memory
     Status(StatusArgs),
     /// Stop what berth started, and nothing else
@@ -250,6 +254,31 @@ pub(crate) struct DoctorArgs {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct ServeArgs {}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct GatewayArgs {
+    /// The file of routes [default: routes.json in the state folder, which `berth serve` keeps up to date]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) routes: Option<PathBuf>,
+    /// Address and port
+    #[arg(long, default_value = "127.0.0.1:8080")]
+    pub(crate) listen: SocketAddr,
+    /// The file of API keys; it is read again when it changes
+    #[arg(long, value_name = "FILE")]
+    pub(crate) keys: Option<PathBuf>,
+    /// Listen beyond loopback without keys
+    #[arg(long)]
+    pub(crate) allow_remote: bool,
+    /// A line in the log for each request, without what it asks
+    #[arg(long)]
+    pub(crate) access_log: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct KeyArgs {
+    /// The key's name, in logs and metrics
+    pub(crate) name: String,
+}
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct StatusArgs {

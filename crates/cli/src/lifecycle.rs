@@ -9,8 +9,8 @@ use berth_control::controller::{InFlight, Turn};
 use berth_control::{Controller, Event, ExternalStatus, InstanceState, InstanceStatus};
 use berth_core::Plan;
 use berth_core::inventory::InstanceId;
-use berth_core::spec::External;
-use berth_gateway::{Gateway, Instance, Routes, UpstreamState};
+use berth_core::spec::{External, GatewaySpec};
+use berth_gateway::{Gateway, Instance, Settings, Table, UpstreamState};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
@@ -44,6 +44,11 @@ pub(crate) fn controller(
         Arc::new(count) as InFlight
     });
     Ok(Controller::open(dir.clone(), plan, in_flight, events)?)
+}
+
+/// A gateway as a plan has it.
+pub(crate) fn gateway(spec: &GatewaySpec) -> Result<Gateway, Failure> {
+    Ok(Gateway::new(Settings { max_body: spec.max_body.0, ..Settings::default() }))
 }
 
 /// Turns until there is nothing left to do.
@@ -93,32 +98,28 @@ pub(crate) async fn keep(controller: &mut Controller, gateway: &Gateway) -> Resu
 
 fn publish(gateway: Option<&Gateway>, turn: &Turn) {
     let Some(gateway) = gateway else { return };
-    let before = gateway.routes();
     let upstream = |instance: &InstanceStatus| {
         let host = instance.host.parse().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
         let address = SocketAddr::from((host, instance.port));
+        let (model, id) = (&instance.model, &instance.id.0);
         Instance {
-            model: instance.model.clone(),
-            id: instance.id.0.clone(),
-            address,
-            state: state(instance.state),
-            name: renamed(&instance.served_name, &instance.model),
+            name: renamed(&instance.served_name, model),
+            ..Instance::new(model, id, address, state(instance.state))
         }
     };
     let own = turn.instances.iter().map(upstream);
     let others = turn.externals.iter().filter_map(external);
-    gateway.set_routes(Routes::new(own.chain(others), &before));
+    let table = Table { instances: own.chain(others).collect(), ..Table::default() };
+    gateway.set_table(table);
 }
 
 /// A route to a server that somebody else runs; none before its host was found.
 fn external(status: &ExternalStatus) -> Option<Instance> {
     let External { model, name, .. } = &status.external;
+    let state = if status.is_ready { UpstreamState::Ready } else { UpstreamState::Failed };
     Some(Instance {
-        model: model.clone(),
-        id: status.external.id(),
-        address: status.address?,
-        state: if status.is_ready { UpstreamState::Ready } else { UpstreamState::Failed },
         name: renamed(name, model),
+        ..Instance::new(model, &status.external.id(), status.address?, state)
     })
 }
 

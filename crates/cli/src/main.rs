@@ -31,6 +31,8 @@ fn run(args: args::Args) -> Result<ExitCode, failure::Failure> {
         Command::Rollback(rollback) => cmd::rollback::run(&args.state, &rollback),
         Command::Up(up) => cmd::up::run(&args.state, &up),
         Command::Serve(serve) => cmd::serve::run(&args.state, &serve),
+        Command::Gateway(gateway) => cmd::gateway::run(&args.state, &gateway),
+        Command::Key(key) => cmd::key::run(&key),
         Command::Status(status) => cmd::status::run(&args.state, &status),
         Command::Down(down) => cmd::down::run(&args.state, &down),
         Command::Doctor(doctor) => cmd::doctor::run(&args.state, &doctor),

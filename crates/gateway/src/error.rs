@@ -54,6 +54,45 @@ pub enum GatewayError {
         /// What was asked for.
         model: String,
     },
+    /// The engine took the request and said nothing.
+    #[error("the model `{model}` did not begin to answer in time")]
+    Silent {
+        /// What was asked for.
+        model: String,
+    },
+    /// No more may wait for room.
+    #[error("the model `{model}` has no room, and too many wait for it; try again")]
+    TooMany {
+        /// What was asked for.
+        model: String,
+    },
+    /// It waited for room, and there was none.
+    #[error("the model `{model}` had no room in time; try again")]
+    NoRoom {
+        /// What was asked for.
+        model: String,
+    },
+    /// A key is wanted, and there was none that is known.
+    #[error("an API key is needed: send `Authorization: Bearer KEY` with one that is known here")]
+    NoKey,
+    /// The key may not use the model.
+    #[error("the key `{key}` may not use the model `{}`", short(model))]
+    NotAllowed {
+        /// The key's name.
+        key: String,
+        /// What was asked for.
+        model: String,
+    },
+    /// The key has used up what it may.
+    #[error("the key `{key}` has reached its limit of {what}")]
+    Limited {
+        /// The key's name.
+        key: String,
+        /// Which limit.
+        what: &'static str,
+        /// Seconds until there is more.
+        seconds: u32,
+    },
 }
 
 /// The start of a name that may be of any length.
@@ -69,7 +108,11 @@ impl GatewayError {
             Self::UnknownModel { .. } | Self::NoEndpoint { .. } => StatusCode::NOT_FOUND,
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodySlow => StatusCode::REQUEST_TIMEOUT,
-            Self::NotReady { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NotReady { .. } | Self::NoRoom { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            Self::TooMany { .. } | Self::Limited { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Self::Silent { .. } => StatusCode::GATEWAY_TIMEOUT,
+            Self::NoKey => StatusCode::UNAUTHORIZED,
+            Self::NotAllowed { .. } => StatusCode::FORBIDDEN,
             Self::Unreachable { .. } => StatusCode::BAD_GATEWAY,
         }
     }
@@ -86,7 +129,27 @@ impl GatewayError {
             Self::BodySlow => "body_slow",
             Self::NoEndpoint { .. } => "endpoint_not_found",
             Self::Unreachable { .. } => "upstream_unreachable",
+            Self::Silent { .. } => "upstream_silent",
+            Self::TooMany { .. } => "queue_full",
+            Self::NoRoom { .. } => "queue_timeout",
+            Self::NoKey => "invalid_api_key",
+            Self::NotAllowed { .. } => "model_not_allowed",
+            Self::Limited { .. } => "rate_limit_exceeded",
         }
+    }
+
+    /// Whether it concerns a model that there is: such requests are counted as the model's.
+    pub(crate) fn is_of_a_model(&self) -> bool {
+        matches!(
+            self,
+            Self::NotReady { .. }
+                | Self::Unreachable { .. }
+                | Self::Silent { .. }
+                | Self::TooMany { .. }
+                | Self::NoRoom { .. }
+                | Self::NotAllowed { .. }
+                | Self::Limited { .. }
+        )
     }
 
     /// Seconds after which another try makes sense.
@@ -94,6 +157,8 @@ impl GatewayError {
         match self {
             Self::NotReady { .. } => Some(5),
             Self::Unreachable { .. } => Some(1),
+            Self::TooMany { .. } | Self::NoRoom { .. } | Self::Silent { .. } => Some(5),
+            Self::Limited { seconds, .. } => Some(*seconds),
             _ => None,
         }
     }
@@ -101,6 +166,9 @@ impl GatewayError {
     /// The body in the form of OpenAI's API.
     pub fn body(&self) -> String {
         let kind = match self.status() {
+            StatusCode::UNAUTHORIZED => "authentication_error",
+            StatusCode::FORBIDDEN => "permission_error",
+            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
             status if status.is_client_error() => "invalid_request_error",
             _ => "server_error",
         };

@@ -1,171 +1,214 @@
 //! One request: which endpoint, which model, which instance.
 
+use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use bytes::Bytes;
-use http_body_util::combinators::BoxBody;
-use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
-use hyper::body::{Body as _, Incoming};
-use hyper::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
-use hyper::{Method, Request, Response, StatusCode, http};
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt as _;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
+use hyper::http::request::Parts;
+use hyper::{Request, Response, StatusCode};
 use serde_json::json;
 use tokio::sync::watch;
 
+use crate::endpoint::Endpoint;
 use crate::error::GatewayError;
-use crate::forward::{self, Held, Pool};
-use crate::metrics::{Metrics, Model, Outcome};
-use crate::peek;
-use crate::routes::{Routes, Ticket, Upstream, UpstreamState};
+use crate::flight::Flight;
+use crate::forward;
+use crate::keys::Keys;
+use crate::metrics::Metrics;
+use crate::routes::{Model, Routes};
+use crate::settings::Settings;
+use crate::upstream::pool::Pool;
+use crate::upstream::relay::Relay;
 
 /// What is sent to the client.
-pub(crate) type Answer = Response<BoxBody<Bytes, hyper::Error>>;
+pub(crate) type Answer = Response<AnswerBody>;
 
 /// What all requests share.
 pub(crate) struct Shared {
+    pub(crate) settings: Settings,
     pub(crate) routes: ArcSwap<Routes>,
+    pub(crate) keys: ArcSwap<Option<Keys>>,
     pub(crate) metrics: Metrics,
-    pub(crate) pool: Pool,
-    pub(crate) max_body: u64,
     pub(crate) draining: watch::Sender<bool>,
+    /// Thousandths of another try that are left to all requests together.
+    pub(crate) retries: AtomicI64,
+}
+
+impl Shared {
+    /// Gives room on a model's instances to those who wait for it.
+    pub(crate) fn pump(&self, model: &Model) {
+        if model.life.queue.len() > 0
+            && let Some(model) = self.routes.load().model(&model.name)
+        {
+            model.life.queue.pump(model);
+        }
+    }
+}
+
+/// A body: the gateway's own words, or an engine's.
+pub(crate) enum AnswerBody {
+    Own(Option<Bytes>),
+    Engine(Box<Relay<Flight>>),
+}
+
+impl Body for AnswerBody {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        match &mut *self {
+            Self::Own(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Engine(relay) => Pin::new(relay.as_mut()).poll_frame(context),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Own(bytes) => bytes.is_none(),
+            Self::Engine(relay) => relay.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Own(bytes) => {
+                SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
+            }
+            Self::Engine(relay) => relay.size_hint(),
+        }
+    }
 }
 
 const JSON: &str = "application/json";
 const METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-/// Further instances that a request is sent to, where one takes no connection.
-const MOST_TRIES: usize = 2;
 /// A body has to be here after this long.
 const BODY_LIMIT: Duration = Duration::from_secs(60);
 /// Model and outcome of requests that never got as far as a model.
 const NO_MODEL: &str = "";
 
 /// Answers one request.
-pub(crate) async fn handle(shared: Arc<Shared>, request: Request<Incoming>) -> Answer {
-    match (request.method(), request.uri().path()) {
-        (
-            &Method::POST,
-            "/v1/chat/completions" | "/v1/completions" | "/v1/embeddings" | "/v1/responses",
-        ) => forwarded(&shared, request).await,
-        (&Method::GET, "/v1/models") => text(StatusCode::OK, JSON, models(&shared.routes.load())),
-        (&Method::GET, "/health") => text(StatusCode::OK, JSON, r#"{"status":"ok"}"#.to_owned()),
-        (&Method::GET, "/ready") => ready(&shared),
-        (&Method::GET, "/metrics") => text(StatusCode::OK, METRICS, shared.metrics.encode()),
-        (method, path) => {
-            let error =
-                GatewayError::NoEndpoint { method: method.to_string(), path: path.to_owned() };
-            refuse(&shared, NO_MODEL, &error)
-        }
-    }
-}
-
-async fn forwarded(shared: &Shared, request: Request<Incoming>) -> Answer {
+pub(crate) async fn handle(shared: Arc<Shared>, pool: Pool, request: Request<Incoming>) -> Answer {
     let arrived = Instant::now();
-    let (head, body) = request.into_parts();
-    let body = match collect(body, shared.max_body).await {
-        Ok(body) => body,
-        Err(error) => return refuse(shared, NO_MODEL, &error),
-    };
-    let model = match peek::model(&body) {
-        Ok(model) => model.into_owned(),
-        Err(error) => return refuse(shared, NO_MODEL, &error),
-    };
-    // Only models that there are become labels.
-    if let Err(error) = known(&shared.routes.load(), &model) {
-        return refuse(shared, NO_MODEL, &error);
-    }
-    let label = Model { model: model.clone() };
-    let gauge = InFlight::new(shared.metrics.in_flight.get_or_create(&label).clone());
-    match send(shared, &model, &head, &body).await {
-        Ok(response) => {
-            let waited = arrived.elapsed().as_secs_f64();
-            shared.metrics.first_byte_seconds.get_or_create(&label).observe(waited);
-            count(shared, &model, outcome(response.status()));
-            response.map(|body| Held::new(body, gauge).boxed())
-        }
-        Err(error) => refuse(shared, &model, &error),
+    match answered(&shared, pool, request, arrived).await {
+        Ok(answer) => answer,
+        Err(error) => refuse(&shared, &error),
     }
 }
 
-/// Sends a request to the instance that has the least to do. One that takes no connection has seen nothing of
-/// it: the request goes to another.
-async fn send(
+async fn answered(
+    shared: &Arc<Shared>,
+    pool: Pool,
+    request: Request<Incoming>,
+    arrived: Instant,
+) -> Result<Answer, GatewayError> {
+    let (mut head, body) = request.into_parts();
+    let routes = shared.routes.load();
+    let rule = forward::rule(&routes, &mut head);
+    let path = head.uri.path();
+    let endpoint = Endpoint::of(&head.method, path).ok_or_else(|| GatewayError::NoEndpoint {
+        method: head.method.to_string(),
+        path: path.to_owned(),
+    })?;
+    drop(routes);
+    match endpoint {
+        Endpoint::Json | Endpoint::Form => {
+            if head.method == hyper::Method::POST && is_too_large(&body, shared.settings.max_body) {
+                return Err(GatewayError::TooLarge { limit: shared.settings.max_body });
+            }
+            let body = collect(body, shared.settings.max_body).await?;
+            forward::forward(
+                shared,
+                &pool,
+                &forward::Asked { head: &head, body, endpoint, rule, arrived },
+            )
+            .await
+        }
+        Endpoint::Models => {
+            with_key(shared, &head, || (StatusCode::OK, JSON, models(&shared.routes.load())))
+        }
+        Endpoint::Tags => {
+            with_key(shared, &head, || (StatusCode::OK, JSON, tags(&shared.routes.load())))
+        }
+        Endpoint::Health => Ok(text(StatusCode::OK, JSON, r#"{"status":"ok"}"#.to_owned())),
+        Endpoint::Ready => Ok(ready(shared)),
+        Endpoint::Metrics => with_key(shared, &head, || {
+            (StatusCode::OK, METRICS, shared.metrics.encode(&shared.routes.load()))
+        }),
+    }
+}
+
+/// Names of models are told to those with a key only, where keys are wanted.
+fn with_key(
     shared: &Shared,
-    model: &str,
-    head: &http::request::Parts,
-    body: &Bytes,
-) -> Result<Response<Held<Incoming, Ticket>>, GatewayError> {
-    let mut tried: Vec<String> = Vec::new();
-    loop {
-        let upstream = match choose(&shared.routes.load(), model, &tried) {
-            Ok(upstream) => upstream,
-            Err(_) if !tried.is_empty() => {
-                return Err(GatewayError::Unreachable { model: model.to_owned() });
+    head: &Parts,
+    answer: impl FnOnce() -> (StatusCode, &'static str, String),
+) -> Result<Answer, GatewayError> {
+    if let Some(keys) = &**shared.keys.load() {
+        keys.check(secret(&head.headers))?;
+    }
+    let (status, kind, body) = answer();
+    Ok(text(status, kind, body))
+}
+
+/// The key that a request shows: OpenAI's way, or Anthropic's.
+pub(crate) fn secret(headers: &HeaderMap) -> Option<&str> {
+    let bearer = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let bearer = bearer.and_then(|value| value.strip_prefix("Bearer ")).map(str::trim);
+    bearer.or_else(|| headers.get("x-api-key").and_then(|value| value.to_str().ok()))
+}
+
+fn is_too_large(body: &Incoming, limit: u64) -> bool {
+    body.size_hint().lower() > limit
+}
+
+/// The whole body; without a copy where it came in one piece.
+async fn collect(mut body: Incoming, limit: u64) -> Result<Bytes, GatewayError> {
+    let expected = usize::try_from(body.size_hint().exact().unwrap_or(0)).unwrap_or(0);
+    let collecting = async {
+        let (mut first, mut all) = (Bytes::new(), BytesMut::new());
+        while let Some(frame) = body.frame().await {
+            let Ok(data) = frame.map_err(|_| GatewayError::BodyBroken)?.into_data() else {
+                continue;
+            };
+            if (first.len() + all.len() + data.len()) as u64 > limit {
+                return Err(GatewayError::TooLarge { limit });
             }
-            Err(error) => return Err(error),
-        };
-        let body = match &upstream.name {
-            Some(name) => peek::renamed(body, name),
-            None => body.clone(),
-        };
-        match forward::send(&shared.pool, &upstream, head, body).await {
-            Ok(response) => return Ok(response),
-            Err(error) => {
-                tracing::warn!(instance = %upstream.id, %error, "instance could not be reached");
-                upstream.put_out();
-                if !error.is_connect() || tried.len() >= MOST_TRIES {
-                    return Err(GatewayError::Unreachable { model: model.to_owned() });
-                }
-                tried.push(upstream.id.clone());
+            if first.is_empty() && all.is_empty() {
+                first = data;
+                continue;
             }
+            if all.is_empty() {
+                all.reserve(expected.max(2 * first.len()));
+                all.extend_from_slice(&std::mem::take(&mut first));
+            }
+            all.extend_from_slice(&data);
         }
-    }
-}
-
-async fn collect(body: Incoming, limit: u64) -> Result<Bytes, GatewayError> {
-    if body.size_hint().lower() > limit {
-        return Err(GatewayError::TooLarge { limit });
-    }
-    let limited = Limited::new(body, usize::try_from(limit).unwrap_or(usize::MAX));
-    let collected = tokio::time::timeout(BODY_LIMIT, limited.collect()).await;
-    match collected.map_err(|_| GatewayError::BodySlow)? {
-        Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(GatewayError::TooLarge { limit }),
-        Err(_) => Err(GatewayError::BodyBroken),
-    }
-}
-
-fn known<'a>(routes: &'a Routes, model: &str) -> Result<&'a [Arc<Upstream>], GatewayError> {
-    routes.model(model).ok_or_else(|| GatewayError::UnknownModel {
-        model: model.to_owned(),
-        known: routes.names(),
-    })
-}
-
-/// The instance of a model that has the least to do, of those that were not tried; one that could not be
-/// reached just now only where there is no other.
-fn choose(routes: &Routes, model: &str, tried: &[String]) -> Result<Arc<Upstream>, GatewayError> {
-    let upstreams = known(routes, model)?;
-    let ready = upstreams.iter().filter(|one| one.is_ready() && !tried.contains(&one.id));
-    let order = |one: &&Arc<Upstream>| (one.is_out(), one.in_flight());
-    ready.min_by_key(order).cloned().ok_or_else(|| {
-        let any = |state| upstreams.iter().any(|upstream| upstream.state == state);
-        let reason = match () {
-            () if any(UpstreamState::Starting) => "it is starting",
-            () if any(UpstreamState::Failed) => "its engine failed; `berth status` says why",
-            () => "it is being stopped",
-        };
-        GatewayError::NotReady { model: model.to_owned(), reason }
-    })
+        Ok(if all.is_empty() { first } else { all.freeze() })
+    };
+    tokio::time::timeout(BODY_LIMIT, collecting).await.map_err(|_| GatewayError::BodySlow)?
 }
 
 fn models(routes: &Routes) -> String {
-    let data: Vec<_> = routes
-        .names()
-        .into_iter()
-        .map(|id| json!({ "id": id, "object": "model", "created": 0, "owned_by": "berth" }))
-        .collect();
+    let one = |id| json!({ "id": id, "object": "model", "created": 0, "owned_by": "berth" });
+    let data: Vec<_> = routes.names().into_iter().map(one).collect();
     json!({ "object": "list", "data": data }).to_string()
+}
+
+fn tags(routes: &Routes) -> String {
+    let one = |name: String| json!({ "name": name, "model": name, "size": 0, "digest": "", "details": {} });
+    let models: Vec<_> = routes.names().into_iter().map(one).collect();
+    json!({ "models": models }).to_string()
 }
 
 /// 200 once every model has an instance that takes requests, and until draining starts.
@@ -173,21 +216,21 @@ fn ready(shared: &Shared) -> Answer {
     let routes = shared.routes.load();
     let draining = *shared.draining.borrow();
     let ok = routes.is_ready() && !draining;
-    let models: serde_json::Map<_, _> = routes
-        .names()
-        .into_iter()
-        .map(|name| {
-            let ready = routes.serves(&name);
-            (name, ready.into())
-        })
-        .collect();
+    let one = |name: String| {
+        let ready = routes.serves(&name);
+        (name, ready.into())
+    };
+    let models: serde_json::Map<_, _> = routes.names().into_iter().map(one).collect();
     let body = json!({ "ready": ok, "draining": draining, "models": models }).to_string();
     let status = if ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     text(status, JSON, body)
 }
 
-fn refuse(shared: &Shared, model: &str, error: &GatewayError) -> Answer {
-    count(shared, model, error.code());
+/// What a client is told that is not answered. Requests of known models are counted where they are dropped.
+fn refuse(shared: &Shared, error: &GatewayError) -> Answer {
+    if !error.is_of_a_model() {
+        shared.metrics.count(NO_MODEL, error.code());
+    }
     let mut answer = text(error.status(), JSON, error.body());
     if let Some(seconds) = error.retry_after() {
         answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
@@ -196,37 +239,8 @@ fn refuse(shared: &Shared, model: &str, error: &GatewayError) -> Answer {
 }
 
 fn text(status: StatusCode, content_type: &'static str, body: String) -> Answer {
-    let body = Full::new(Bytes::from(body)).map_err(|never| match never {}).boxed();
-    let mut answer = Response::new(body);
+    let mut answer = Response::new(AnswerBody::Own(Some(Bytes::from(body))));
     *answer.status_mut() = status;
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     answer
-}
-
-fn outcome(status: StatusCode) -> &'static str {
-    match status.as_u16() {
-        200..300 => "ok",
-        400..500 => "client_error",
-        _ => "engine_error",
-    }
-}
-
-fn count(shared: &Shared, model: &str, outcome: &'static str) {
-    shared.metrics.requests.get_or_create(&Outcome { model: model.to_owned(), outcome }).inc();
-}
-
-/// Raises a gauge until it is dropped.
-struct InFlight(prometheus_client::metrics::gauge::Gauge);
-
-impl InFlight {
-    fn new(gauge: prometheus_client::metrics::gauge::Gauge) -> Self {
-        gauge.inc();
-        Self(gauge)
-    }
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.0.dec();
-    }
 }

@@ -1,25 +1,46 @@
 //! One OpenAI-compatible address in front of many models.
 //!
-//! Bodies and streams pass as bytes: of a request only `model` is looked at, of an answer nothing.
+//! Bodies and streams pass as bytes: of a request only a few fields are looked at, of an answer its end.
 //!
-//! - [`routes`]: which instances serve a model now; swapped as a whole, without locks
-//! - `serve`: connections, and draining at the end
-//! - `handle`: one request: which endpoint, which model, which instance
-//! - `forward`: to the instance and back, cancelled when the client goes
-//! - `peek`: the model's name out of a body
+//! - [`table`]: what the gateway is told: instances, aliases, rules
+//! - [`settings`]: limits
+//! - [`routes`]: what the table comes to while requests run; swapped as a whole
+//! - [`keys`]: who may use what, and how much
+//! - `serve`: threads, connections, and draining at the end
+//! - `handle`: one request: which endpoint, and what is answered from here
+//! - `endpoint`: which paths there are
+//! - `peek`: model, prompt and size out of a body
+//! - `forward`: to an instance, and to another where that one can't answer
+//! - `balance`: which instance; `affinity`: where a prompt's beginning was seen
+//! - `admit`: requests that wait for room
+//! - `flight`: what a request holds, and what is counted of it
+//! - `upstream`: the way to an engine and back
+//! - `health`: whether engines are well
 //! - [`error`]: one error type, one place that turns it into an OpenAI-shaped answer
 //! - [`metrics`]: what Prometheus sees
 //!
 //! Start with [`Gateway`].
 
+mod admit;
+mod affinity;
+mod balance;
+mod endpoint;
 pub mod error;
+mod flight;
 mod forward;
 mod handle;
+mod health;
+pub mod keys;
 pub mod metrics;
 mod peek;
 pub mod routes;
 mod serve;
+pub mod settings;
+pub mod table;
+mod upstream;
 
 pub use error::GatewayError;
-pub use routes::{Instance, Routes, Upstream, UpstreamState};
+pub use routes::Routes;
 pub use serve::Gateway;
+pub use settings::Settings;
+pub use table::{Instance, Rule, Table, UpstreamState};

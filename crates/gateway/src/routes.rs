@@ -1,41 +1,68 @@
-//! Which instances serve a model now.
+//! What the table comes to while requests run: instances with what is in flight on them.
 
-use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
-/// All models by the name that clients ask for. A value: it is replaced as a whole.
-#[derive(Clone, Debug, Default)]
+use crate::admit::Queue;
+use crate::affinity::Affinity;
+use crate::metrics::{Metrics, OfModel};
+use crate::table::{Instance, Rule, Table, UpstreamState};
+
+/// All models by the name that clients ask for. It is replaced as a whole.
+#[derive(Debug, Default)]
 pub struct Routes {
-    models: BTreeMap<String, Vec<Arc<Upstream>>>,
+    models: HashMap<String, Arc<Model>>,
+    /// Instances that left with requests in flight.
+    leaving: Vec<Arc<Upstream>>,
+    pub(crate) rules: Vec<Rule>,
+}
+
+/// One model.
+#[derive(Debug)]
+pub(crate) struct Model {
+    pub(crate) name: String,
+    /// Its deployments.
+    pub(crate) groups: Vec<Group>,
+    pub(crate) life: Arc<Life>,
+}
+
+/// What outlives changes of a model's routes.
+#[derive(Debug)]
+pub(crate) struct Life {
+    pub(crate) metrics: OfModel,
+    pub(crate) queue: Queue,
+    pub(crate) affinity: Affinity,
+}
+
+/// The instances of one deployment.
+#[derive(Debug)]
+pub(crate) struct Group {
+    pub(crate) weight: u32,
+    pub(crate) upstreams: Vec<Arc<Upstream>>,
 }
 
 /// One instance.
 #[derive(Debug)]
 pub struct Upstream {
-    /// Its id, for logs and metrics.
-    pub id: String,
-    /// Where its engine listens.
-    pub address: SocketAddr,
-    /// What it is doing.
-    pub state: UpstreamState,
-    /// What the model is called there, where that is another name.
-    pub name: Option<String>,
-    load: Arc<Load>,
+    /// What is said of it.
+    pub instance: Instance,
+    pub(crate) load: Arc<Load>,
 }
 
 /// What is known of an instance beyond its route: it outlives changes of the routes.
 #[derive(Debug, Default)]
-struct Load {
+pub(crate) struct Load {
     in_flight: AtomicU64,
+    /// Tokens of what is in flight, as far as the gateway can tell.
+    tokens: AtomicU64,
     /// Milliseconds of the gateway's life until which it is only chosen where there is no other.
     out_until_ms: AtomicU64,
 }
 
 /// An instance that could not be reached is passed over for this long.
-const OUT_MS: u64 = 2000;
+const OUT_MS: u64 = 1500;
 
 /// Milliseconds since the first question.
 fn now_ms() -> u64 {
@@ -43,101 +70,97 @@ fn now_ms() -> u64 {
     u64::try_from(START.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
-/// An instance that routes lead to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Instance {
-    /// The model, by the name that clients ask for.
-    pub model: String,
-    /// Its id.
-    pub id: String,
-    /// Where its engine listens.
-    pub address: SocketAddr,
-    /// What it is doing.
-    pub state: UpstreamState,
-    /// What the model is called there, where that is another name.
-    pub name: Option<String>,
-}
-
-/// What an instance is doing, as far as routing cares.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum UpstreamState {
-    /// It takes requests.
-    Ready,
-    /// It will take requests soon.
-    Starting,
-    /// It takes no more.
-    Draining,
-    /// It failed.
-    Failed,
-}
-
 impl Routes {
-    /// Routes to these instances. Counts of requests in flight go on from `before`; an instance that left
-    /// stays, draining, until it has none.
-    pub fn new(instances: impl IntoIterator<Item = Instance>, before: &Self) -> Self {
-        let mut routes = Self::default();
-        for Instance { model, id, address, state, name } in instances {
-            let load = before.load(&id);
-            routes.add(&model, Upstream { id, address, state, name, load });
+    /// The routes of a table. What is in flight goes on from `before`; an instance that left is counted until it has
+    /// none.
+    pub(crate) fn new(table: Table, before: &Self, metrics: &Metrics) -> Self {
+        let mut models: BTreeMap<String, BTreeMap<String, Group>> = BTreeMap::new();
+        let known: HashMap<String, Arc<Load>> = before
+            .upstreams()
+            .map(|one| (one.instance.id.clone(), Arc::clone(&one.load)))
+            .collect();
+        let mut here = Vec::new();
+        for instance in table.instances {
+            let load = known.get(&instance.id).cloned().unwrap_or_default();
+            here.push(instance.id.clone());
+            let groups = models.entry(instance.model.clone()).or_default();
+            let group = groups.entry(instance.deployment.clone());
+            let group = group.or_insert(Group { weight: instance.weight, upstreams: Vec::new() });
+            group.upstreams.push(Arc::new(Upstream { instance, load }));
         }
-        for (model, upstreams) in &before.models {
-            for left in upstreams.iter().filter(|upstream| upstream.in_flight() > 0) {
-                if routes.upstreams().all(|upstream| upstream.id != left.id) {
-                    let load = Arc::clone(&left.load);
-                    let (id, address) = (left.id.clone(), left.address);
-                    let state = UpstreamState::Draining;
-                    let name = left.name.clone();
-                    routes.add(model, Upstream { id, address, state, name, load });
-                }
+        let is_leaving =
+            |one: &&Arc<Upstream>| one.in_flight() > 0 && !here.contains(&one.instance.id);
+        let leaving: Vec<Arc<Upstream>> = before.upstreams().filter(is_leaving).cloned().collect();
+        for one in &leaving {
+            // A model whose last instance drains is still known.
+            models.entry(one.instance.model.clone()).or_default();
+        }
+        let model = |(name, groups): (String, BTreeMap<String, Group>)| {
+            let life = before.models.get(&name).map(|model| Arc::clone(&model.life));
+            let life = life.unwrap_or_else(|| {
+                let metrics = metrics.of_model(&name);
+                Arc::new(Life { metrics, queue: Queue::default(), affinity: Affinity::default() })
+            });
+            let groups = groups.into_values().collect();
+            (name.clone(), Arc::new(Model { name, groups, life }))
+        };
+        let mut models: HashMap<String, Arc<Model>> = models.into_iter().map(model).collect();
+        for (alias, name) in table.aliases {
+            if let Some(model) = models.get(&name).cloned() {
+                models.entry(alias).or_insert(model);
             }
         }
-        routes
+        Self { models, leaving, rules: table.rules }
     }
 
-    fn add(&mut self, model: &str, upstream: Upstream) {
-        self.models.entry(model.to_owned()).or_default().push(Arc::new(upstream));
-    }
-
-    fn load(&self, id: &str) -> Arc<Load> {
-        let known = self.upstreams().find(|upstream| upstream.id == id);
-        known.map(|upstream| Arc::clone(&upstream.load)).unwrap_or_default()
-    }
-
-    /// The names of all models.
+    /// The names of all models, aliases too, in order.
     pub fn names(&self) -> Vec<String> {
-        self.models.keys().cloned().collect()
+        let mut names: Vec<String> = self.models.keys().cloned().collect();
+        names.sort_unstable();
+        names
     }
 
-    /// All instances.
-    pub fn upstreams(&self) -> impl Iterator<Item = &Arc<Upstream>> {
-        self.models.values().flatten()
+    pub(crate) fn model(&self, name: &str) -> Option<&Arc<Model>> {
+        self.models.get(name)
     }
 
-    /// The instances of a model; `None` where there is no such model.
-    pub fn model(&self, name: &str) -> Option<&[Arc<Upstream>]> {
-        self.models.get(name).map(Vec::as_slice)
+    pub(crate) fn models(&self) -> impl Iterator<Item = &Arc<Model>> {
+        self.models.values()
+    }
+
+    /// All instances, those on their way out too.
+    pub(crate) fn upstreams(&self) -> impl Iterator<Item = &Arc<Upstream>> {
+        // An alias leads to the same model.
+        let own = self.models.iter().filter(|(name, model)| **name == model.name);
+        own.flat_map(|(_, model)| model.upstreams()).chain(&self.leaving)
     }
 
     /// Whether a model has an instance that takes requests.
-    pub fn serves(&self, name: &str) -> bool {
-        self.model(name).is_some_and(|upstreams| upstreams.iter().any(|u| u.is_ready()))
+    pub(crate) fn serves(&self, name: &str) -> bool {
+        self.model(name).is_some_and(|model| model.upstreams().any(|one| one.is_ready()))
     }
 
-    /// Whether every model has one.
-    pub fn is_ready(&self) -> bool {
-        !self.models.is_empty() && self.models.keys().all(|name| self.serves(name))
+    /// Whether every model has an instance that takes requests.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.models.keys().all(|name| self.serves(name))
     }
 
     /// Requests in flight on an instance.
     pub fn in_flight(&self, id: &str) -> u64 {
-        self.upstreams().filter(|u| u.id == id).map(|u| u.in_flight()).sum()
+        self.upstreams().filter(|one| one.instance.id == id).map(|one| one.in_flight()).sum()
+    }
+}
+
+impl Model {
+    pub(crate) fn upstreams(&self) -> impl Iterator<Item = &Arc<Upstream>> {
+        self.groups.iter().flat_map(|group| &group.upstreams)
     }
 }
 
 impl Upstream {
     /// Whether it takes requests.
     pub fn is_ready(&self) -> bool {
-        self.state == UpstreamState::Ready
+        self.instance.state == UpstreamState::Ready
     }
 
     /// Requests in flight on it.
@@ -145,10 +168,22 @@ impl Upstream {
         self.load.in_flight.load(Ordering::Relaxed)
     }
 
-    /// Counts a request until the ticket is dropped.
-    pub(crate) fn ticket(&self) -> Ticket {
-        self.load.in_flight.fetch_add(1, Ordering::Relaxed);
-        Ticket(Arc::clone(&self.load))
+    /// Tokens in flight on it.
+    pub(crate) fn tokens(&self) -> u64 {
+        self.load.tokens.load(Ordering::Relaxed)
+    }
+
+    /// Takes room for a request of so many tokens; none where there isn't as much. One that is larger than the whole
+    /// cache is the engine's to refuse.
+    pub(crate) fn take(&self, tokens: u64) -> Option<Ticket> {
+        let fits = |used: u64| {
+            let limit = self.instance.cache_tokens.unwrap_or(u64::MAX);
+            (used == 0 || used.saturating_add(tokens) <= limit).then(|| used.saturating_add(tokens))
+        };
+        let order = Ordering::Relaxed;
+        self.load.tokens.fetch_update(order, order, fits).ok()?;
+        self.load.in_flight.fetch_add(1, order);
+        Some(Ticket { load: Arc::clone(&self.load), tokens })
     }
 
     /// Notes that it could not be reached.
@@ -156,18 +191,30 @@ impl Upstream {
         self.load.out_until_ms.store(now_ms() + OUT_MS, Ordering::Relaxed);
     }
 
+    /// Notes that it is well.
+    pub(crate) fn take_back(&self) {
+        self.load.out_until_ms.store(0, Ordering::Relaxed);
+    }
+
     /// Whether it could not be reached just now.
     pub(crate) fn is_out(&self) -> bool {
-        now_ms() < self.load.out_until_ms.load(Ordering::Relaxed)
+        match self.load.out_until_ms.load(Ordering::Relaxed) {
+            0 => false,
+            until => now_ms() < until,
+        }
     }
 }
 
-/// A request in flight.
+/// Room for a request on an instance, until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Ticket(Arc<Load>);
+pub(crate) struct Ticket {
+    load: Arc<Load>,
+    tokens: u64,
+}
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.load.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.load.tokens.fetch_sub(self.tokens, Ordering::Relaxed);
     }
 }

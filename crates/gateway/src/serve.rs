@@ -1,55 +1,88 @@
 //! Connections, and draining at the end.
+//!
+//! Each processor has a thread with a runtime of its own: what a connection needs is not shared, and not locked.
+//! Connections are handed out to the threads in turn.
 
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
-use tokio::net::TcpListener;
-use tokio::sync::watch;
+use hyper_util::server::conn::auto;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+use tokio::task::{JoinSet, LocalSet};
 
-use crate::forward;
 use crate::handle::{Shared, handle};
+use crate::health;
+use crate::keys::Keys;
 use crate::metrics::Metrics;
 use crate::routes::Routes;
+use crate::settings::Settings;
+use crate::table::Table;
+use crate::upstream::pool::Pool;
 
 /// A client that doesn't finish its headers in this time is let go.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Connections that engines closed are let go of this often.
+const SWEEP: Duration = Duration::from_secs(10);
+/// Whoever waits for room on an instance that has come up is seen to this often.
+const PUMP: Duration = Duration::from_millis(100);
 
-/// The gateway. Cheap to clone: all clones share routes, metrics and connections.
+/// The gateway. Cheap to clone: all clones share routes and metrics.
 #[derive(Clone)]
 pub struct Gateway {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
 }
 
 impl Gateway {
-    /// A gateway without routes that takes bodies of at most `max_body` bytes.
-    pub fn new(max_body: u64) -> Self {
+    /// A gateway without routes.
+    pub fn new(settings: Settings) -> Self {
         Self {
             shared: Arc::new(Shared {
+                settings,
                 routes: ArcSwap::default(),
+                keys: ArcSwap::default(),
                 metrics: Metrics::default(),
-                pool: forward::pool(),
-                max_body,
                 draining: watch::Sender::new(false),
+                retries: AtomicI64::new(10_000),
             }),
         }
     }
 
     /// Replaces the routes. Requests in flight go on.
-    pub fn set_routes(&self, routes: Routes) {
+    pub fn set_table(&self, table: Table) {
+        let before = self.shared.routes.load();
+        let routes = Routes::new(table, &before, &self.shared.metrics);
         self.shared.routes.store(Arc::new(routes));
     }
 
     /// The routes now.
     pub fn routes(&self) -> Arc<Routes> {
         self.shared.routes.load_full()
+    }
+
+    /// Replaces the keys; with none, nobody needs one.
+    pub fn set_keys(&self, keys: Option<Keys>) {
+        self.shared.keys.store(Arc::new(keys));
+    }
+
+    /// Reads the keys of a file; what they have used goes on.
+    ///
+    /// # Errors
+    /// Where the file is none of keys: those that are known stay.
+    pub fn read_keys(&self, path: &std::path::Path) -> Result<(), crate::keys::KeysError> {
+        let before = self.shared.keys.load();
+        let none = Keys::default();
+        let keys = Keys::read(path, before.as_ref().as_ref().unwrap_or(&none))?;
+        self.set_keys(Some(keys));
+        Ok(())
     }
 
     /// Ends [`Gateway::serve`] once what runs is answered.
@@ -60,17 +93,28 @@ impl Gateway {
     /// Serves until [`Gateway::drain`], then finishes what runs, for at most `drain_limit`.
     ///
     /// # Errors
-    /// Where the listener fails for good.
+    /// Where threads can't be started.
     pub async fn serve(&self, listener: TcpListener, drain_limit: Duration) -> io::Result<()> {
-        let graceful = GracefulShutdown::new();
+        let threads = thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let workers: Vec<Worker> = (0..threads)
+            .map(|number| Worker::start(number, &self.shared, drain_limit))
+            .collect::<io::Result<_>>()?;
+        let mut beside = JoinSet::new();
+        beside.spawn(pump(Arc::clone(&self.shared)));
+        beside.spawn(health::watch(Arc::clone(&self.shared)));
         let mut draining = self.shared.draining.subscribe();
+        let mut turn = 0;
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
                 _ = draining.wait_for(|draining| *draining) => break,
             };
-            match accepted {
-                Ok((stream, peer)) => self.connection(stream, peer, &graceful),
+            match accepted.and_then(|(stream, peer)| Ok((stream.into_std()?, peer))) {
+                Ok(accepted) => {
+                    // A thread that is gone takes its connections with it.
+                    drop(workers[turn].connections.send(accepted));
+                    turn = (turn + 1) % workers.len();
+                }
                 // Out of file descriptors, or the client is gone already: go on after a breath.
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
@@ -79,34 +123,110 @@ impl Gateway {
             }
         }
         drop(listener);
-        if tokio::time::timeout(drain_limit, graceful.shutdown()).await.is_err() {
-            tracing::warn!("requests were still running when the time to drain was over");
-        }
-        Ok(())
+        let threads: Vec<JoinHandle<()>> =
+            workers.into_iter().map(|worker| worker.thread).collect();
+        let ended =
+            tokio::task::spawn_blocking(move || threads.into_iter().try_for_each(JoinHandle::join));
+        let ended = ended.await.is_ok_and(|ended| ended.is_ok());
+        if ended { Ok(()) } else { Err(io::Error::other("a thread of the gateway broke")) }
     }
+}
 
-    fn connection(
-        &self,
-        stream: tokio::net::TcpStream,
-        peer: SocketAddr,
-        graceful: &GracefulShutdown,
-    ) {
-        // Small chunks of a stream leave at once.
-        drop(stream.set_nodelay(true));
-        let shared = Arc::clone(&self.shared);
-        let service = service_fn(move |request| {
-            let shared = Arc::clone(&shared);
-            async move { Ok::<_, Infallible>(handle(shared, request).await) }
-        });
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEADER_TIMEOUT)
-            .serve_connection(TokioIo::new(stream), service);
-        let connection = graceful.watch(connection);
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%peer, %error, "connection ended");
-            }
-        });
+/// Sees to those who wait, whatever happened.
+async fn pump(shared: Arc<Shared>) {
+    loop {
+        tokio::time::sleep(PUMP).await;
+        for model in shared.routes.load().models() {
+            model.life.queue.pump(model);
+        }
+    }
+}
+
+/// A thread that serves connections.
+struct Worker {
+    connections: mpsc::UnboundedSender<(std::net::TcpStream, SocketAddr)>,
+    thread: JoinHandle<()>,
+}
+
+impl Worker {
+    fn start(number: usize, shared: &Arc<Shared>, drain_limit: Duration) -> io::Result<Self> {
+        let (connections, accepted) = mpsc::unbounded_channel();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let shared = Arc::clone(shared);
+        let work = move || LocalSet::new().block_on(&runtime, work(shared, accepted, drain_limit));
+        let thread = thread::Builder::new().name(format!("gateway-{number}")).spawn(work)?;
+        Ok(Self { connections, thread })
+    }
+}
+
+/// Serves connections until no more come and those that there are have ended.
+async fn work(
+    shared: Arc<Shared>,
+    mut accepted: mpsc::UnboundedReceiver<(std::net::TcpStream, SocketAddr)>,
+    drain_limit: Duration,
+) {
+    let pool = Pool::default();
+    let mut connections = JoinSet::new();
+    let mut sweep = tokio::time::interval(SWEEP);
+    loop {
+        tokio::select! {
+            next = accepted.recv() => match next {
+                Some((stream, peer)) => {
+                    connections.spawn_local(connection(Arc::clone(&shared), pool.clone(), stream, peer));
+                }
+                None => break,
+            },
+            Some(_) = connections.join_next(), if !connections.is_empty() => {}
+            _ = sweep.tick() => pool.sweep(),
+        }
+    }
+    let ended = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout(drain_limit, ended).await.is_err() {
+        tracing::warn!("requests were still running when the time to drain was over");
+    }
+}
+
+/// Serves one connection, HTTP/1.1 or HTTP/2.
+async fn connection(
+    shared: Arc<Shared>,
+    pool: Pool,
+    stream: std::net::TcpStream,
+    peer: SocketAddr,
+) {
+    let Ok(stream) = TcpStream::from_std(stream) else { return };
+    // Small chunks of a stream leave at once.
+    drop(stream.set_nodelay(true));
+    let mut draining = shared.draining.subscribe();
+    let service = service_fn(move |request| {
+        let (shared, pool) = (Arc::clone(&shared), pool.clone());
+        async move { Ok::<_, Infallible>(handle(shared, pool, request).await) }
+    });
+    let mut builder = auto::Builder::new(LocalExecutor);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        _ = draining.wait_for(|draining| *draining) => {
+            connection.as_mut().graceful_shutdown();
+            connection.as_mut().await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%peer, %error, "connection ended");
+    }
+}
+
+/// HTTP/2 has a task for each of a connection's streams: on the connection's own thread.
+#[derive(Clone, Copy)]
+struct LocalExecutor;
+
+impl<F> hyper::rt::Executor<F> for LocalExecutor
+where
+    F: Future + 'static,
+    F::Output: 'static,
+{
+    fn execute(&self, future: F) {
+        tokio::task::spawn_local(future);
     }
 }

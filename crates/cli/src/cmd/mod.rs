@@ -7,6 +7,8 @@ pub(crate) mod down;
 pub(crate) mod emit;
 pub(crate) mod explain;
 pub(crate) mod fit;
+pub(crate) mod gateway;
+pub(crate) mod key;
 pub(crate) mod plan;
 mod rehearse;
 pub(crate) mod rollback;

@@ -20,7 +20,7 @@ pub(crate) fn run(state: &Path, _args: &ServeArgs) -> Result<ExitCode, Failure> 
     };
     lifecycle::runtime()?.block_on(async {
         let listener = lifecycle::bind(current.plan.gateway.listen).await?;
-        let gateway = Gateway::new(current.plan.gateway.max_body.0);
+        let gateway = lifecycle::gateway(&current.plan.gateway)?;
         let mut controller =
             lifecycle::controller(&dir, Some(&current.plan), Some(&gateway))?.ok_or_else(taken)?;
         controller.journal_mut().set_gateway(Some(current.plan.gateway.listen))?;

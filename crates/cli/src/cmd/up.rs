@@ -30,7 +30,7 @@ pub(crate) fn run(state: &Path, args: &UpArgs) -> Result<ExitCode, Failure> {
 }
 
 pub(super) async fn up(dir: &StateDir, planned: &Planned) -> Result<ExitCode, Failure> {
-    let gateway = Gateway::new(planned.plan.gateway.max_body.0);
+    let gateway = lifecycle::gateway(&planned.plan.gateway)?;
     let mut controller = lifecycle::controller(dir, Some(&planned.plan), Some(&gateway))?
         .ok_or_else(serve::taken)?;
     let listener = lifecycle::bind(planned.plan.gateway.listen).await?;

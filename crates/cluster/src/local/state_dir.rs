@@ -37,6 +37,11 @@ impl StateDir {
         self.root.join("berth.db")
     }
 
+    /// What gateways route by.
+    pub fn routes(&self) -> PathBuf {
+        self.root.join("routes.json")
+    }
+
     /// Held by the one berth that acts.
     pub fn controller_lock(&self) -> PathBuf {
         self.root.join("controller.lock")

@@ -1,0 +1,178 @@
+//! A request on its way: what it holds, and what is counted of it.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use hyper::StatusCode;
+
+use crate::handle::Shared;
+use crate::keys::Admission;
+use crate::routes::{Model, Ticket};
+use crate::upstream::relay::Witness;
+
+/// A request from its admission to the last byte of its answer.
+pub(crate) struct Flight {
+    shared: Arc<Shared>,
+    model: Arc<Model>,
+    /// Room on an instance; given back at the end.
+    ticket: Option<Ticket>,
+    /// What its key allows it.
+    admission: Option<Admission>,
+    /// Tokens of the prompt, as far as bytes tell.
+    prompt_tokens: u64,
+    times: Times,
+    /// Which instance has it.
+    instance: String,
+    status: StatusCode,
+    events: u64,
+    /// The last pieces: what an engine says it used stands at the end.
+    tail: [Bytes; 2],
+    ended: Option<&'static str>,
+}
+
+/// When what happened.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Times {
+    pub(crate) arrived: Instant,
+    first: Option<Instant>,
+    last: Instant,
+}
+
+impl Times {
+    pub(crate) fn since(arrived: Instant) -> Self {
+        Self { arrived, first: None, last: arrived }
+    }
+}
+
+impl Flight {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        model: Arc<Model>,
+        admission: Option<Admission>,
+        prompt_tokens: u64,
+        arrived: Instant,
+    ) -> Self {
+        model.life.metrics.in_flight.inc();
+        Self {
+            shared,
+            model,
+            ticket: None,
+            admission,
+            prompt_tokens,
+            times: Times::since(arrived),
+            instance: String::new(),
+            status: StatusCode::OK,
+            events: 0,
+            tail: [Bytes::new(), Bytes::new()],
+            ended: None,
+        }
+    }
+
+    /// Holds room on an instance from now on.
+    pub(crate) fn hold(&mut self, instance: &str, ticket: Ticket) {
+        instance.clone_into(&mut self.instance);
+        self.ticket = Some(ticket);
+    }
+
+    /// The engine has begun to answer.
+    pub(crate) fn answered(&mut self, status: StatusCode) {
+        self.status = status;
+    }
+
+    /// It was refused before an engine answered.
+    pub(crate) fn refused(&mut self, code: &'static str) {
+        self.ended = Some(code);
+    }
+
+    fn key(&self) -> &str {
+        self.admission.as_ref().map_or("", Admission::key)
+    }
+
+    /// Tokens of the prompt and of the answer: as the engine says, else as far as can be told.
+    fn tokens(&self) -> (u64, u64) {
+        let said = |name: &str| self.tail.iter().rev().find_map(|piece| number_after(piece, name));
+        let prompt = said("\"prompt_tokens\":").or_else(|| said("\"input_tokens\":"));
+        let answer = said("\"completion_tokens\":").or_else(|| said("\"output_tokens\":"));
+        (prompt.unwrap_or(self.prompt_tokens), answer.unwrap_or(self.events.saturating_sub(1)))
+    }
+
+    fn outcome(&self) -> &'static str {
+        match (self.ended, self.status.as_u16()) {
+            (None, _) => "client_gone",
+            (Some("ok"), 200..400) => "ok",
+            (Some("ok"), 400..500) => "client_error",
+            (Some("ok"), _) => "engine_error",
+            (Some(code), _) => code,
+        }
+    }
+}
+
+impl Witness for Flight {
+    fn passed(&mut self, bytes: &Bytes) {
+        self.times.last = Instant::now();
+        if self.times.first.is_none() {
+            self.times.first = Some(self.times.last);
+            let waited = self.times.last.duration_since(self.times.arrived);
+            self.model.life.metrics.first_token.observe(waited.as_secs_f64());
+        }
+        self.events += memchr::memmem::find_iter(bytes, b"\n\n").count() as u64;
+        self.tail.rotate_left(1);
+        self.tail[1] = bytes.clone();
+    }
+
+    fn ended(&mut self, how: Result<(), &io::Error>) {
+        if let Err(error) = how {
+            tracing::warn!(instance = %self.instance, %error, "an answer broke off");
+        }
+        self.ended = Some(if how.is_ok() { "ok" } else { "upstream_broken" });
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        let metrics = &self.model.life.metrics;
+        metrics.in_flight.dec();
+        let outcome = self.outcome();
+        match outcome {
+            "ok" => metrics.ok.inc(),
+            other => {
+                self.shared.metrics.count(&self.model.name, other);
+                0
+            }
+        };
+        if let (Some(first), "ok") = (self.times.first, outcome) {
+            metrics.whole.observe(self.times.last.duration_since(self.times.arrived).as_secs_f64());
+            if self.events > 2 {
+                let gap =
+                    self.times.last.duration_since(first).as_secs_f64() / (self.events - 1) as f64;
+                metrics.inter_token.observe(gap);
+            }
+        }
+        let (prompt, answer) = if self.times.first.is_some() { self.tokens() } else { (0, 0) };
+        if prompt + answer > 0 {
+            self.shared.metrics.tokens(self.key(), &self.model.name, prompt, answer);
+        }
+        if let Some(admission) = &mut self.admission {
+            admission.settle(prompt + answer);
+        }
+        if self.shared.settings.access_log {
+            let (ms, key) = (self.times.arrived.elapsed().as_millis(), self.key());
+            let (model, instance) = (&self.model.name, &self.instance);
+            let status = self.status.as_u16();
+            tracing::info!(target: "berth::access", model, instance, key, outcome, status, ms, prompt, answer);
+        }
+        // Whoever waits for room may have it now.
+        drop(self.ticket.take());
+        self.shared.pump(&self.model);
+    }
+}
+
+/// The number after the last place where a text stands.
+fn number_after(bytes: &[u8], name: &str) -> Option<u64> {
+    let at = memchr::memmem::rfind(bytes, name.as_bytes())? + name.len();
+    let rest = bytes[at..].trim_ascii_start();
+    let end = rest.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(rest.len());
+    std::str::from_utf8(&rest[..end]).ok()?.parse().ok()
+}

@@ -1,0 +1,250 @@
+//! API keys: who may use which models, and how much.
+//!
+//! A file has their SHA-256 digests only. Keys are random and long, so that a plain digest gives nothing away.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use serde::Deserialize;
+use sha2::{Digest as _, Sha256};
+
+use crate::GatewayError;
+
+/// A key as the file has it.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeySpec {
+    /// Its name, in logs and metrics.
+    pub name: String,
+    /// The SHA-256 digest of the key, in hexadecimal digits.
+    pub sha256: String,
+    /// The models that it may use; all where there are none.
+    #[serde(default)]
+    pub models: Vec<String>,
+    /// Requests in a minute.
+    #[serde(default)]
+    pub requests_per_minute: Option<u32>,
+    /// Tokens in a minute, of prompts and answers together.
+    #[serde(default)]
+    pub tokens_per_minute: Option<u64>,
+    /// Requests at once.
+    #[serde(default)]
+    pub concurrency: Option<u32>,
+    /// Where requests wait for room, those of a higher priority go first.
+    #[serde(default)]
+    pub priority: i32,
+}
+
+/// The file.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct KeyFile {
+    /// The keys.
+    #[serde(default)]
+    keys: Vec<KeySpec>,
+}
+
+/// The keys that are known, with what they have used.
+#[derive(Debug, Default)]
+pub struct Keys {
+    by_digest: HashMap<[u8; 32], Arc<Key>>,
+}
+
+#[derive(Debug)]
+struct Key {
+    spec: KeySpec,
+    used: Arc<Mutex<Used>>,
+}
+
+/// What a key has left. Limits are buckets that fill up evenly over a minute.
+#[derive(Debug)]
+struct Used {
+    requests: f64,
+    tokens: f64,
+    at_once: u32,
+    filled: Instant,
+}
+
+/// Why a file of keys is none.
+#[derive(Debug, thiserror::Error)]
+pub enum KeysError {
+    /// It can't be read.
+    #[error("the file of keys {file} can't be read: {reason}")]
+    Unreadable {
+        /// The file.
+        file: String,
+        /// Why.
+        reason: String,
+    },
+    /// A key's digest is none.
+    #[error(
+        "{file}: the key `{name}` has no SHA-256 digest of 64 hexadecimal digits; `berth key` makes one"
+    )]
+    NoDigest {
+        /// The file.
+        file: String,
+        /// The key.
+        name: String,
+    },
+    /// Two have the same name.
+    #[error("{file}: two keys are called `{name}`")]
+    Twice {
+        /// The file.
+        file: String,
+        /// The name.
+        name: String,
+    },
+}
+
+impl Keys {
+    /// Reads a file. What keys have used goes on from `before`.
+    ///
+    /// # Errors
+    /// Where the file can't be read, or isn't one of keys.
+    pub fn read(path: &Path, before: &Self) -> Result<Self, KeysError> {
+        let file = path.display().to_string();
+        let unreadable = |reason: String| KeysError::Unreadable { file: file.clone(), reason };
+        let text = std::fs::read_to_string(path).map_err(|error| unreadable(error.to_string()))?;
+        let parsed: KeyFile =
+            toml::from_str(&text).map_err(|error| unreadable(error.to_string()))?;
+        let used: BTreeMap<&str, &Arc<Mutex<Used>>> =
+            before.by_digest.values().map(|key| (key.spec.name.as_str(), &key.used)).collect();
+        let mut by_digest = HashMap::new();
+        let mut names = std::collections::BTreeSet::new();
+        for spec in parsed.keys {
+            let name = spec.name.clone();
+            if !names.insert(name.clone()) {
+                return Err(KeysError::Twice { file, name });
+            }
+            let digest = digest_of(&spec.sha256);
+            let digest = digest.ok_or_else(|| KeysError::NoDigest { file: file.clone(), name })?;
+            let used = used.get(spec.name.as_str()).map(|used| Arc::clone(used));
+            let used = used.unwrap_or_else(|| Arc::new(Mutex::new(Used::full(&spec))));
+            by_digest.insert(digest, Arc::new(Key { spec, used }));
+        }
+        Ok(Self { by_digest })
+    }
+
+    /// Lets a request of a key in.
+    ///
+    /// # Errors
+    /// Where the key isn't known, may not use the model, or has reached a limit.
+    pub(crate) fn admit(
+        &self,
+        secret: Option<&str>,
+        model: &str,
+        tokens: u64,
+    ) -> Result<Admission, GatewayError> {
+        let key = self.find(secret)?;
+        let (spec, name) = (&key.spec, || key.spec.name.clone());
+        if !spec.models.is_empty() && !spec.models.iter().any(|one| one == model) {
+            return Err(GatewayError::NotAllowed { key: name(), model: model.to_owned() });
+        }
+        let mut used = key.used.lock().unwrap_or_else(PoisonError::into_inner);
+        used.fill(spec);
+        let limited = |what, seconds: f64| {
+            let seconds = seconds.ceil().clamp(1.0, 60.0) as u32;
+            Err(GatewayError::Limited { key: name(), what, seconds })
+        };
+        if spec.concurrency.is_some_and(|most| used.at_once >= most) {
+            return limited("requests at once", 1.0);
+        }
+        if let Some(most) = spec.requests_per_minute.filter(|_| used.requests < 1.0) {
+            return limited(
+                "requests a minute",
+                (1.0 - used.requests) * 60.0 / f64::from(most.max(1)),
+            );
+        }
+        if let Some(most) = spec.tokens_per_minute.filter(|_| used.tokens <= 0.0) {
+            return limited("tokens a minute", (1.0 - used.tokens) * 60.0 / most.max(1) as f64);
+        }
+        used.at_once += 1;
+        used.requests -= 1.0;
+        used.tokens -= tokens as f64;
+        drop(used);
+        Ok(Admission { key, charged: tokens })
+    }
+
+    /// The key of a secret.
+    ///
+    /// # Errors
+    /// Where there is none.
+    pub(crate) fn check(&self, secret: Option<&str>) -> Result<(), GatewayError> {
+        self.find(secret).map(drop)
+    }
+
+    fn find(&self, secret: Option<&str>) -> Result<Arc<Key>, GatewayError> {
+        let secret = secret.ok_or(GatewayError::NoKey)?;
+        let digest: [u8; 32] = Sha256::digest(secret.as_bytes()).into();
+        self.by_digest.get(&digest).cloned().ok_or(GatewayError::NoKey)
+    }
+}
+
+impl Used {
+    fn full(spec: &KeySpec) -> Self {
+        let requests = spec.requests_per_minute.map_or(0.0, f64::from);
+        let tokens = spec.tokens_per_minute.map_or(0.0, |tokens| tokens as f64);
+        Self { requests, tokens, at_once: 0, filled: Instant::now() }
+    }
+
+    /// Adds what has come since it was last filled.
+    fn fill(&mut self, spec: &KeySpec) {
+        let minutes = self.filled.elapsed().as_secs_f64() / 60.0;
+        self.filled = Instant::now();
+        let most = spec.requests_per_minute.map_or(0.0, f64::from);
+        self.requests = (self.requests + most * minutes).min(most);
+        let most = spec.tokens_per_minute.map_or(0.0, |tokens| tokens as f64);
+        self.tokens = (self.tokens + most * minutes).min(most);
+    }
+}
+
+/// A request that a key was let in with, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Admission {
+    key: Arc<Key>,
+    charged: u64,
+}
+
+impl Admission {
+    pub(crate) fn key(&self) -> &str {
+        &self.key.spec.name
+    }
+
+    pub(crate) fn priority(&self) -> i32 {
+        self.key.spec.priority
+    }
+
+    /// Charges what was really used, and no longer what was expected.
+    pub(crate) fn settle(&mut self, tokens: u64) {
+        let mut used = self.key.used.lock().unwrap_or_else(PoisonError::into_inner);
+        used.tokens += self.charged as f64 - tokens as f64;
+        self.charged = tokens;
+    }
+}
+
+impl Drop for Admission {
+    fn drop(&mut self) {
+        let mut used = self.key.used.lock().unwrap_or_else(PoisonError::into_inner);
+        used.at_once = used.at_once.saturating_sub(1);
+    }
+}
+
+/// The entry of a key in the file. `name` is of letters, digits and `-_.`.
+pub fn entry(name: &str, secret: &str) -> String {
+    let digest: [u8; 32] = Sha256::digest(secret.as_bytes()).into();
+    let digits: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("[[keys]]\nname = \"{name}\"\nsha256 = \"{digits}\"\n")
+}
+
+fn digest_of(text: &str) -> Option<[u8; 32]> {
+    let mut digest = [0; 32];
+    if text.len() != 64 || !text.is_ascii() {
+        return None;
+    }
+    for (byte, at) in digest.iter_mut().zip((0..64).step_by(2)) {
+        *byte = u8::from_str_radix(&text[at..at + 2], 16).ok()?;
+    }
+    Some(digest)
+}

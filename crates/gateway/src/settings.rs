@@ -1,0 +1,30 @@
+//! What doesn't change while the gateway runs.
+
+use std::time::Duration;
+
+/// Limits, and what is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Larger bodies are refused.
+    pub max_body: u64,
+    /// An engine that hasn't begun to answer after this long has got stuck.
+    pub first_byte_limit: Duration,
+    /// An engine that says nothing in the middle of an answer for this long has got stuck.
+    pub idle_limit: Duration,
+    /// No request waits longer for room.
+    pub queue_limit: Duration,
+    /// Whether each request gets a line in the log.
+    pub access_log: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            max_body: 64 << 20,
+            first_byte_limit: Duration::from_secs(600),
+            idle_limit: Duration::from_secs(300),
+            queue_limit: Duration::from_secs(60),
+            access_log: false,
+        }
+    }
+}
