@@ -3,13 +3,14 @@
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use berth_gateway::{Gateway, Instance, Routes, UpstreamState};
+use berth_gateway::{Gateway, Instance, Rule, Settings, Table, UpstreamState};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinHandle;
 
 /// Long enough for anything that should happen at all; nothing here waits for it to pass.
@@ -27,6 +28,10 @@ enum Behaviour {
     Silent,
     /// Ends the connection in the middle of a stream.
     Cut,
+    /// Ends the connection before the length that it said.
+    Short,
+    /// Reads the request, and ends the connection without a word.
+    Mute,
 }
 
 /// What an engine saw.
@@ -36,7 +41,7 @@ enum Seen {
     Gone,
 }
 
-/// An engine on a port of its own. It takes one connection after the other.
+/// An engine on a port of its own.
 struct Engine {
     address: SocketAddr,
     seen: mpsc::UnboundedReceiver<Seen>,
@@ -47,13 +52,17 @@ async fn engine(behaviour: Behaviour) -> Engine {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (tell, seen) = mpsc::unbounded_channel();
-    let (go_on, mut told) = mpsc::unbounded_channel();
+    let (go_on, told) = mpsc::unbounded_channel();
+    let told = Arc::new(Mutex::new(told));
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
-            while let Some(request) = read_message(&mut stream).await {
-                drop(tell.send(Seen::Request(request.clone())));
-                answer(behaviour, &mut stream, &request, &mut told, &tell).await;
-            }
+            let (tell, told) = (tell.clone(), Arc::clone(&told));
+            tokio::spawn(async move {
+                while let Some(request) = read_message(&mut stream).await {
+                    drop(tell.send(Seen::Request(request.clone())));
+                    answer(behaviour, &mut stream, &request, &told, &tell).await;
+                }
+            });
         }
     });
     Engine { address, seen, go_on }
@@ -63,7 +72,7 @@ async fn answer(
     behaviour: Behaviour,
     stream: &mut TcpStream,
     request: &str,
-    told: &mut mpsc::UnboundedReceiver<()>,
+    told: &Mutex<mpsc::UnboundedReceiver<()>>,
     tell: &mpsc::UnboundedSender<Seen>,
 ) {
     const HEAD: &str =
@@ -83,6 +92,7 @@ async fn answer(
                 return;
             }
             let mut byte = [0];
+            let mut told = told.lock().await;
             tokio::select! {
                 _ = told.recv() => stream.write_all(b"9\r\ndata: b\n\n\r\n0\r\n\r\n").await.unwrap(),
                 read = stream.read(&mut byte) => {
@@ -91,6 +101,12 @@ async fn answer(
                 }
             }
         }
+        Behaviour::Short => {
+            let head = "HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nonly this";
+            stream.write_all(head.as_bytes()).await.unwrap();
+            drop(stream.shutdown().await);
+        }
+        Behaviour::Mute => drop(stream.shutdown().await),
         Behaviour::Silent => {
             let mut byte = [0];
             assert!(matches!(stream.read(&mut byte).await, Ok(0) | Err(_)));
@@ -127,15 +143,20 @@ struct Served {
     ended: JoinHandle<std::io::Result<()>>,
 }
 
-/// An instance that knows the model by the name that clients use.
-fn to(model: &str, id: &str, address: SocketAddr, state: UpstreamState) -> Instance {
-    Instance { model: model.into(), id: id.into(), address, state, name: None }
+fn table(instances: impl IntoIterator<Item = Instance>) -> Table {
+    Table { instances: instances.into_iter().collect(), ..Table::default() }
 }
 
 async fn serve(routes: &[(&str, &str, SocketAddr, UpstreamState)]) -> Served {
-    let gateway = Gateway::new(MAX_BODY);
-    let owned = routes.iter().map(|(model, id, address, state)| to(model, id, *address, *state));
-    gateway.set_routes(Routes::new(owned, &gateway.routes()));
+    let routes = routes.iter();
+    let routes =
+        routes.map(|(model, id, address, state)| Instance::new(model, id, *address, *state));
+    serve_table(table(routes), Settings::default()).await
+}
+
+async fn serve_table(table: Table, settings: Settings) -> Served {
+    let gateway = Gateway::new(Settings { max_body: MAX_BODY, ..settings });
+    gateway.set_table(table);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let serving = gateway.clone();
@@ -162,6 +183,13 @@ async fn ask(address: SocketAddr, text: &str) -> String {
     let mut answer = Vec::new();
     tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await.unwrap().unwrap();
     String::from_utf8(answer).unwrap()
+}
+
+/// The status and the body of what is read at a path.
+async fn get(address: SocketAddr, path: &str) -> (String, String) {
+    let answer = ask(address, &request("GET", path, "")).await;
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().to_owned(), body.to_owned())
 }
 
 async fn next(engine: &mut Engine) -> Seen {
@@ -312,7 +340,7 @@ async fn engines_learn_that_the_client_left() {
     }
 }
 
-/// A stream that the engine cuts is never ended as if it were complete.
+/// A stream that the engine cuts is never ended as if it were complete: its last event is an error.
 #[tokio::test]
 async fn a_cut_stream_is_cut() {
     let engine = engine(Behaviour::Cut).await;
@@ -323,41 +351,237 @@ async fn a_cut_stream_is_cut() {
     drop(tokio::time::timeout(PATIENCE, client.read_to_end(&mut answer)).await.unwrap());
     let answer = String::from_utf8(answer).unwrap();
     assert!(answer.contains("data: a"), "{answer}");
-    assert!(!answer.ends_with("0\r\n\r\n"), "{answer}");
+    assert!(
+        answer.contains("data: {\"error\":{\"message\":\"the engine's answer broke off"),
+        "{answer}"
+    );
+    assert!(!answer.contains("[DONE]"), "{answer}");
+    let (_, metrics) = get(served.address, "/metrics").await;
+    assert!(metrics.contains("outcome=\"upstream_broken\"} 1"), "{metrics}");
+}
+
+/// What is no stream of events can't say so: the connection breaks off.
+#[tokio::test]
+async fn a_cut_answer_is_cut() {
+    let engine = engine(Behaviour::Short).await;
+    let served = serve(&[("tiny", "tiny-0", engine.address, UpstreamState::Ready)]).await;
+    let mut client =
+        send(served.address, &request("POST", "/v1/completions", r#"{"model":"tiny"}"#)).await;
+    let mut answer = Vec::new();
+    drop(tokio::time::timeout(PATIENCE, client.read_to_end(&mut answer)).await.unwrap());
+    let answer = String::from_utf8(answer).unwrap();
+    // Nothing, or less than was promised.
+    assert!(answer.is_empty() || answer.contains("content-length: 100"), "{answer}");
 }
 
 #[tokio::test]
 async fn the_idle_instance_is_chosen() {
-    let mut busy = engine(Behaviour::Silent).await;
-    let mut idle = engine(Behaviour::Silent).await;
+    let mut engines = [engine(Behaviour::Silent).await, engine(Behaviour::Silent).await];
     let served = serve(&[
-        ("tiny", "tiny-0", busy.address, UpstreamState::Ready),
-        ("tiny", "tiny-1", idle.address, UpstreamState::Ready),
+        ("tiny", "tiny-0", engines[0].address, UpstreamState::Ready),
+        ("tiny", "tiny-1", engines[1].address, UpstreamState::Ready),
     ])
     .await;
     let text = request("POST", "/v1/completions", r#"{"model":"tiny"}"#);
+    let in_flight = || ["tiny-0", "tiny-1"].map(|id| served.gateway.routes().in_flight(id));
     let _first = send(served.address, &text).await;
-    assert!(matches!(next(&mut busy).await, Seen::Request(_)));
+    while in_flight().iter().sum::<u64>() == 0 {
+        tokio::task::yield_now().await;
+    }
     let _second = send(served.address, &text).await;
-    assert!(matches!(next(&mut idle).await, Seen::Request(_)));
+    for engine in &mut engines {
+        assert!(matches!(next(engine).await, Seen::Request(_)));
+    }
 }
 
-/// What takes no connection has seen nothing of a request: it goes to another, and the next ones at once.
+/// As long as nothing was answered the client knows nothing of an instance that is gone, or goes just then.
 #[tokio::test]
-async fn another_instance_answers_for_one_that_is_gone() {
-    let mut here = engine(Behaviour::Echo).await;
-    let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let served = serve(&[
-        ("tiny", "tiny-0", gone, UpstreamState::Ready),
-        ("tiny", "tiny-1", here.address, UpstreamState::Ready),
-    ])
-    .await;
-    for _ in 0..3 {
-        let answer =
-            ask(served.address, &request("POST", "/v1/completions", r#"{"model":"tiny"}"#)).await;
-        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-        next(&mut here).await;
+async fn another_instance_answers_for_one_that_can_not() {
+    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let mute = engine(Behaviour::Mute).await;
+    for gone in [nobody, mute.address] {
+        let mut here = engine(Behaviour::Echo).await;
+        let served = serve(&[
+            ("tiny", "tiny-0", gone, UpstreamState::Ready),
+            ("tiny", "tiny-1", here.address, UpstreamState::Ready),
+        ])
+        .await;
+        for _ in 0..8 {
+            let text = request("POST", "/v1/completions", r#"{"model":"tiny"}"#);
+            let answer = ask(served.address, &text).await;
+            assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+            next(&mut here).await;
+        }
+        let (_, metrics) = get(served.address, "/metrics").await;
+        let ready = "upstream_ready{model=\"tiny\",instance=\"tiny-0\"}";
+        assert!(metrics.contains(&format!("{ready} 0")), "it is passed over: {metrics}");
     }
+}
+
+/// An engine that takes requests and says nothing is not waited for without end.
+#[tokio::test]
+async fn a_silent_engine_is_given_up() {
+    let engine = engine(Behaviour::Silent).await;
+    let settings = Settings { first_byte_limit: Duration::from_millis(50), ..Settings::default() };
+    let instance = Instance::new("tiny", "tiny-0", engine.address, UpstreamState::Ready);
+    let served = serve_table(table([instance]), settings).await;
+    let answer =
+        ask(served.address, &request("POST", "/v1/completions", r#"{"model":"tiny"}"#)).await;
+    assert!(answer.starts_with("HTTP/1.1 504") && answer.contains("upstream_silent"), "{answer}");
+}
+
+/// The same in the middle of a stream.
+#[tokio::test]
+async fn an_engine_that_falls_silent_is_given_up() {
+    let engine = engine(Behaviour::Stream).await;
+    let settings = Settings { idle_limit: Duration::from_millis(50), ..Settings::default() };
+    let instance = Instance::new("tiny", "tiny-0", engine.address, UpstreamState::Ready);
+    let served = serve_table(table([instance]), settings).await;
+    let answer =
+        ask(served.address, &request("POST", "/v1/completions", r#"{"model":"tiny"}"#)).await;
+    assert!(answer.contains("data: a") && answer.contains("upstream_broken"), "{answer}");
+}
+
+/// What a cache holds is not exceeded: the next request waits in the gateway until there is room.
+#[tokio::test]
+async fn requests_wait_for_room() {
+    let mut engine = engine(Behaviour::Stream).await;
+    let instance = Instance {
+        cache_tokens: Some(1000),
+        ..Instance::new("tiny", "tiny-0", engine.address, UpstreamState::Ready)
+    };
+    let settings = Settings { queue_limit: Duration::from_millis(300), ..Settings::default() };
+    let served = serve_table(table([instance]), settings).await;
+    let large = request("POST", "/v1/completions", r#"{"model":"tiny","max_tokens":900}"#);
+    let mut first = send(served.address, &large).await;
+    assert!(matches!(next(&mut engine).await, Seen::Request(_)));
+    let answer = ask(served.address, &large).await;
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("queue_timeout"), "{answer}");
+    assert!(answer.contains("retry-after: "), "{answer}");
+    let mut second = send(served.address, &large).await;
+    engine.go_on.send(()).unwrap();
+    read_until(&mut first, "data: b").await;
+    assert!(matches!(next(&mut engine).await, Seen::Request(_)), "it has its turn");
+    engine.go_on.send(()).unwrap();
+    read_until(&mut second, "data: b").await;
+}
+
+/// Where requests go: under another name, by rules, by weight.
+#[tokio::test]
+async fn requests_go_where_the_table_says() {
+    let (large, small) = (engine(Behaviour::Echo).await, engine(Behaviour::Echo).await);
+    let mut there = Instance::new("large", "large-0", large.address, UpstreamState::Ready);
+    there.name = Some("owner/large:q8".to_owned());
+    let here = Instance::new("small", "small-0", small.address, UpstreamState::Ready);
+    let weighted = |deployment: &str, weight, address| Instance {
+        deployment: deployment.to_owned(),
+        weight,
+        ..Instance::new("both", deployment, address, UpstreamState::Ready)
+    };
+    let table = Table {
+        instances: vec![
+            there,
+            here,
+            weighted("old", 1, large.address),
+            weighted("new", 0, small.address),
+        ],
+        aliases: [("gpt-4".to_owned(), "large".to_owned())].into(),
+        rules: vec![
+            Rule {
+                path_prefix: Some("/team".to_owned()),
+                to: "small".to_owned(),
+                ..Rule::default()
+            },
+            Rule {
+                header: Some(("x-custom".to_owned(), "kept".to_owned())),
+                model: Some("canary".to_owned()),
+                to: "small".to_owned(),
+                ..Rule::default()
+            },
+        ],
+    };
+    let served = serve_table(table, Settings::default()).await;
+    let rows = [
+        ("/v1/completions", "large", r#"{"model":"owner/large:q8"}"#),
+        ("/v1/completions", "gpt-4", r#"{"model":"owner/large:q8"}"#),
+        ("/v1/completions", "small", r#"{"model":"small"}"#),
+        ("/team/v1/completions", "large", r#"{"model":"small"}"#),
+        ("/v1/rerank", "canary", r#"{"model":"small"}"#),
+        ("/v1/completions", "both", r#"{"model":"both"}"#),
+    ];
+    for (path, model, expected) in rows {
+        let body = format!(r#"{{"model":"{model}"}}"#);
+        let answer = ask(served.address, &request("POST", path, &body)).await;
+        assert!(answer.ends_with(expected), "{path} {model}: {answer}");
+        assert!(!answer.contains("POST /team"), "{answer}");
+        let is_large = answer.contains(&format!("host: {}", large.address));
+        assert_eq!(
+            is_large,
+            matches!(model, "gpt-4" | "both") || expected.contains("large"),
+            "{answer}"
+        );
+    }
+}
+
+/// A file's name and a model's stand in the same form.
+#[tokio::test]
+async fn forms_with_files_name_their_model_too() {
+    let engine = engine(Behaviour::Echo).await;
+    let mut instance = Instance::new("ear", "ear-0", engine.address, UpstreamState::Ready);
+    instance.name = Some("owner/ear".to_owned());
+    let served = serve_table(table([instance]), Settings::default()).await;
+    let body = "--x\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a.wav\"\r\n\r\nRIFF\r\n\
+                --x\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\near\r\n--x--\r\n";
+    let answer = ask(served.address, &request("POST", "/v1/audio/transcriptions", body)).await;
+    assert!(answer.contains("\r\n\r\nowner/ear\r\n--x--"), "{answer}");
+}
+
+/// Keys from a file: who may use what, and how much.
+#[tokio::test]
+async fn keys_open_and_limit() {
+    let engine = engine(Behaviour::Echo).await;
+    let ready = |model: &str| {
+        Instance::new(model, &format!("{model}-0"), engine.address, UpstreamState::Ready)
+    };
+    let served = serve_table(table([ready("tiny"), ready("other")]), Settings::default()).await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keys.toml");
+    let entry = berth_gateway::keys::entry;
+    let limits = "models = [\"tiny\"]\nrequests_per_minute = 2\n";
+    std::fs::write(
+        &file,
+        format!("{}\n{}{limits}", entry("all", "secret-1"), entry("few", "secret-2")),
+    )
+    .unwrap();
+    served.gateway.read_keys(&file).unwrap();
+    let asked = |key: &str, model: &str| {
+        let body = format!(r#"{{"model":"{model}"}}"#);
+        request("POST", "/v1/completions", &body)
+            .replace("x-custom: kept", &format!("authorization: Bearer {key}"))
+    };
+    let rows = [
+        ("nobody", "tiny", "401", "invalid_api_key"),
+        ("nobody", "unknown", "401", "invalid_api_key"),
+        ("secret-1", "other", "200", ""),
+        ("secret-1", "unknown", "404", "there are: other, tiny"),
+        ("secret-2", "other", "403", "the key `few` may not use"),
+        ("secret-2", "tiny", "200", ""),
+        ("secret-2", "tiny", "200", ""),
+        ("secret-2", "tiny", "429", "has reached its limit of requests a minute"),
+        ("secret-1", "tiny", "200", ""),
+    ];
+    for (key, model, status, says) in rows {
+        let answer = ask(served.address, &asked(key, model)).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{key} {model}: {answer}");
+        assert!(answer.contains(says), "{answer}");
+    }
+    assert_eq!(get(served.address, "/v1/models").await.0, "401");
+    assert_eq!(get(served.address, "/health").await.0, "200");
+    std::fs::write(&file, "[[keys]]\nname = \"x\"\nsha256 = \"abc\"\n").unwrap();
+    let error = served.gateway.read_keys(&file).unwrap_err().to_string();
+    assert!(error.contains("the key `x` has no SHA-256 digest"), "{error}");
+    let answer = ask(served.address, &asked("secret-1", "tiny")).await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "what was known stays: {answer}");
 }
 
 #[tokio::test]
@@ -365,14 +589,7 @@ async fn models_health_readiness_and_metrics_are_told() {
     let engine = engine(Behaviour::Echo).await;
     let ready = ("tiny", "tiny-0", engine.address, UpstreamState::Ready);
     let served = serve(&[ready, ("late", "late-0", engine.address, UpstreamState::Starting)]).await;
-    let get = |path: &'static str| {
-        let address = served.address;
-        async move {
-            let answer = ask(address, &request("GET", path, "")).await;
-            let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-            (head.split(' ').nth(1).unwrap().to_owned(), body.to_owned())
-        }
-    };
+    let get = |path| get(served.address, path);
     let (status, models) = get("/v1/models").await;
     let models: Value = serde_json::from_str(&models).unwrap();
     let names: Vec<_> =
@@ -380,10 +597,12 @@ async fn models_health_readiness_and_metrics_are_told() {
     assert_eq!((status.as_str(), names), ("200", vec!["late", "tiny"]));
     assert_eq!(get("/health").await.0, "200");
     assert_eq!(get("/ready").await.0, "503", "late is not ready");
-    served.gateway.set_routes(Routes::new(
-        [to("tiny", "tiny-0", engine.address, UpstreamState::Ready)],
-        &served.gateway.routes(),
-    ));
+    served.gateway.set_table(table([Instance::new(
+        "tiny",
+        "tiny-0",
+        engine.address,
+        UpstreamState::Ready,
+    )]));
     assert_eq!(get("/ready").await.0, "200");
     ask(served.address, &request("POST", "/v1/completions", r#"{"model":"tiny"}"#)).await;
     let (_, metrics) = get("/metrics").await;
@@ -419,13 +638,13 @@ async fn requests_on_a_leaving_instance_are_counted() {
     let mut client =
         send(served.address, &request("POST", "/v1/completions", r#"{"model":"tiny"}"#)).await;
     assert!(matches!(next(&mut engine).await, Seen::Request(_)));
-    served.gateway.set_routes(Routes::new([], &served.gateway.routes()));
+    served.gateway.set_table(Table::default());
     assert_eq!(served.gateway.routes().in_flight("tiny-0"), 1);
     let answer =
         ask(served.address, &request("POST", "/v1/completions", r#"{"model":"tiny"}"#)).await;
     assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
     engine.go_on.send(()).unwrap();
     read_until(&mut client, "0\r\n\r\n").await;
-    served.gateway.set_routes(Routes::new([], &served.gateway.routes()));
+    served.gateway.set_table(Table::default());
     assert_eq!(served.gateway.routes().names(), Vec::<String>::new());
 }
