@@ -266,6 +266,12 @@ pub(crate) struct GatewayArgs {
     /// The file of API keys; it is read again when it changes
     #[arg(long, value_name = "FILE")]
     pub(crate) keys: Option<PathBuf>,
+    /// A certificate in PEM, for https
+    #[arg(long, value_name = "FILE", requires = "certificate_key")]
+    pub(crate) certificate: Option<PathBuf>,
+    /// The certificate's key
+    #[arg(long, value_name = "FILE", requires = "certificate")]
+    pub(crate) certificate_key: Option<PathBuf>,
     /// Listen beyond loopback without keys
     #[arg(long)]
     pub(crate) allow_remote: bool,

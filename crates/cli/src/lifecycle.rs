@@ -1,16 +1,18 @@
 //! The controller's loop as the commands need it: until all is settled, or until a signal.
 
+use std::io::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use berth_cluster::local::StateDir;
-use berth_control::controller::{InFlight, Turn};
+use berth_control::controller::{InFlight, Requests, Turn};
 use berth_control::{Controller, Event, ExternalStatus, InstanceState, InstanceStatus};
 use berth_core::Plan;
 use berth_core::inventory::InstanceId;
-use berth_core::spec::{External, GatewaySpec};
-use berth_gateway::{Gateway, Instance, Settings, Table, UpstreamState};
+use berth_core::spec::{External, GatewaySpec, HeaderIs, RouteRule, TlsFiles};
+use berth_gateway::{Gateway, Instance, Rule, Settings, Table, UpstreamState, tls};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
@@ -19,12 +21,27 @@ use crate::output;
 
 /// Between two turns of the loop.
 const TURN: Duration = Duration::from_millis(250);
+/// Between two looks at a file that is followed.
+pub(crate) const LOOK: Duration = Duration::from_millis(200);
 /// Requests that run may take this long when the gateway stops.
 pub(crate) const DRAIN_LIMIT: Duration = Duration::from_secs(30);
 
 /// The asynchronous runtime of the long-running commands.
 pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::new)
+}
+
+/// A gateway as the one who counts requests.
+struct Counted(Gateway);
+
+impl Requests for Counted {
+    fn in_flight(&self, id: &InstanceId) -> u64 {
+        self.0.routes().in_flight(&id.0)
+    }
+
+    fn waiting(&self, model: &str) -> u64 {
+        self.0.routes().waiting(model)
+    }
 }
 
 /// A controller for a plan, whose events are told on stderr, or `None` where another berth has the state.
@@ -39,27 +56,80 @@ pub(crate) fn controller(
             output::talk(&output::event(&event));
         }
     });
-    let in_flight = gateway.cloned().map(|gateway| {
-        let count = move |id: &InstanceId| gateway.routes().in_flight(&id.0);
-        Arc::new(count) as InFlight
-    });
+    let in_flight = gateway.cloned().map(|gateway| Arc::new(Counted(gateway)) as InFlight);
     Ok(Controller::open(dir.clone(), plan, in_flight, events)?)
 }
 
 /// A gateway as a plan has it.
 pub(crate) fn gateway(spec: &GatewaySpec) -> Result<Gateway, Failure> {
-    Ok(Gateway::new(Settings { max_body: spec.max_body.0, ..Settings::default() }))
+    let tls = |files: &TlsFiles| {
+        let tls = tls::acceptor(Path::new(&files.certificate), Path::new(&files.key));
+        tls.map_err(|error| {
+            Failure::bad_spec(anyhow::Error::new(error)).hint(
+                "name a certificate and its key as PEM files: tls = { certificate = ..., key = ... } in [gateway]",
+            )
+        })
+    };
+    let gateway = Gateway::new(Settings {
+        max_body: spec.max_body.0,
+        access_log: spec.access_log,
+        tls: spec.tls.as_ref().map(tls).transpose()?,
+        ..Settings::default()
+    });
+    if let Some(keys) = &spec.keys {
+        read_keys(&gateway, Path::new(keys))?;
+    }
+    Ok(gateway)
+}
+
+/// Where clients find it.
+pub(crate) fn url(spec: &GatewaySpec) -> String {
+    let scheme = if spec.tls.is_some() { "https" } else { "http" };
+    format!("{scheme}://{}", spec.listen)
+}
+
+/// Reads a file of keys into a gateway.
+fn read_keys(gateway: &Gateway, file: &Path) -> Result<(), Failure> {
+    gateway.read_keys(file).map_err(|error| {
+        Failure::bad_spec(anyhow::Error::new(error))
+            .hint("`berth key NAME` prints a new key and its entry")
+    })
+}
+
+/// Takes up a file of keys whenever it changes. One that is broken changes nothing.
+pub(crate) async fn follow_keys(gateway: Gateway, file: Option<PathBuf>) {
+    let Some(file) = file else { return };
+    let mut seen = changed(&file);
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let now = changed(&file);
+        if now != seen
+            && let Err(failure) = read_keys(&gateway, &file)
+        {
+            failure.report();
+            output::talk("the keys stay as they were");
+        }
+        seen = now;
+    }
+}
+
+/// When a file was changed last, and how long it is.
+pub(crate) fn changed(file: &Path) -> Option<(SystemTime, u64)> {
+    let about = std::fs::metadata(file).ok()?;
+    Some((about.modified().ok()?, about.len()))
 }
 
 /// Turns until there is nothing left to do.
 pub(crate) async fn settle(
     controller: &mut Controller,
-    gateway: Option<&Gateway>,
+    served: Option<Served<'_>>,
 ) -> Result<Turn, Failure> {
     let started = Instant::now();
     loop {
         let turn = controller.turn().await?;
-        publish(gateway, &turn);
+        if let Some(served) = served {
+            publish(served, &turn);
+        }
         if turn.is_settled {
             output::end_progress();
             return Ok(turn);
@@ -88,29 +158,66 @@ fn show_progress(turn: &Turn, waited: Duration) {
 }
 
 /// Turns for ever, keeping the gateway's routes up to date.
-pub(crate) async fn keep(controller: &mut Controller, gateway: &Gateway) -> Result<(), Failure> {
+pub(crate) async fn keep(controller: &mut Controller, served: Served<'_>) -> Result<(), Failure> {
     loop {
         let turn = controller.turn().await?;
-        publish(Some(gateway), &turn);
+        publish(served, &turn);
         tokio::time::sleep(TURN).await;
     }
 }
 
-fn publish(gateway: Option<&Gateway>, turn: &Turn) {
-    let Some(gateway) = gateway else { return };
+/// A gateway, and the file that others of their own go by.
+#[derive(Clone, Copy)]
+pub(crate) struct Served<'a> {
+    pub(crate) gateway: &'a Gateway,
+    pub(crate) routes: &'a Path,
+}
+
+fn publish(served: Served<'_>, turn: &Turn) {
+    let Served { gateway, routes: file } = served;
     let upstream = |instance: &InstanceStatus| {
         let host = instance.host.parse().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
         let address = SocketAddr::from((host, instance.port));
         let (model, id) = (&instance.model, &instance.id.0);
         Instance {
             name: renamed(&instance.served_name, model),
+            deployment: instance.deployment.clone(),
+            weight: instance.weight,
+            cache_tokens: instance.cache_tokens,
+            health_path: instance.health_path.clone(),
             ..Instance::new(model, id, address, state(instance.state))
         }
     };
     let own = turn.instances.iter().map(upstream);
     let others = turn.externals.iter().filter_map(external);
-    let table = Table { instances: own.chain(others).collect(), ..Table::default() };
-    gateway.set_table(table);
+    let GatewaySpec { aliases, rules, .. } = &turn.gateway;
+    let table = Table {
+        instances: own.chain(others).collect(),
+        aliases: aliases.clone(),
+        rules: rules.iter().map(rule).collect(),
+    };
+    let text = serde_json::to_string_pretty(&table).unwrap_or_default();
+    if gateway.set_table(table) {
+        // Gateways of their own go by the file; this one doesn't need it.
+        if let Err(error) = write_whole(file, &text) {
+            tracing::warn!(%error, file = %file.display(), "the routes can't be written");
+        }
+    }
+}
+
+fn rule(rule: &RouteRule) -> Rule {
+    let RouteRule { path_prefix, header, model, to } = rule.clone();
+    let header = header.map(|HeaderIs { name, value }| (name, value));
+    Rule { path_prefix, header, model, to }
+}
+
+/// Writes a file so that whoever reads it sees all of it or what was there before.
+fn write_whole(file: &Path, text: &str) -> io::Result<()> {
+    let new = file.with_extension("new");
+    let mut written = std::fs::File::create(&new)?;
+    written.write_all(text.as_bytes())?;
+    written.sync_all()?;
+    std::fs::rename(new, file)
 }
 
 /// A route to a server that somebody else runs; none before its host was found.
@@ -119,6 +226,7 @@ fn external(status: &ExternalStatus) -> Option<Instance> {
     let state = if status.is_ready { UpstreamState::Ready } else { UpstreamState::Failed };
     Some(Instance {
         name: renamed(name, model),
+        deployment: status.external.id(),
         ..Instance::new(model, &status.external.id(), status.address?, state)
     })
 }

@@ -12,7 +12,9 @@ use berth_core::model::known;
 use berth_core::perf::Speeds;
 use berth_core::placement::{self, Found, LocatedModel, Planned};
 use berth_core::spec::error::nearest;
-use berth_core::spec::{Backend, Deployment, EngineKind, RaySpec, Spec, Strategy, unknown_domain};
+use berth_core::spec::{
+    Backend, Deployment, EngineKind, GatewaySpec, RaySpec, Spec, Strategy, unknown_domain,
+};
 use berth_core::strategy::{Cluster, compare};
 use berth_core::{Inventory, Plan};
 use berth_engines::binary;
@@ -136,6 +138,7 @@ pub(crate) fn plan(
         spec.gateway.listen = listen;
     }
     let base = base(&args.file);
+    files_of_the_gateway(&mut spec.gateway, base)?;
     if is_ray {
         return plan_on_ray(state, args, &spec, journal);
     }
@@ -150,6 +153,16 @@ pub(crate) fn plan(
     planned.plan.strategy.clone_from(&args.strategy);
     check(&planned, &spec, &inventory)?;
     Ok(planned)
+}
+
+/// The gateway's files, from wherever berth is started.
+fn files_of_the_gateway(gateway: &mut GatewaySpec, base: &Path) -> Result<(), Failure> {
+    let tls = gateway.tls.iter_mut().flat_map(|tls| [&mut tls.certificate, &mut tls.key]);
+    for file in gateway.keys.iter_mut().chain(tls) {
+        let path = std::path::absolute(base.join(&*file)).map_err(Failure::new)?;
+        *file = path.to_string_lossy().into_owned();
+    }
+    Ok(())
 }
 
 /// The spec with the strategy that is asked for: one of its own, or on machines that are written down one that

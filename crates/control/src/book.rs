@@ -63,6 +63,11 @@ impl Book {
         self.current.as_ref().map(|current| current.plan.external.clone()).unwrap_or_default()
     }
 
+    /// The gateway of the plan in force.
+    pub(crate) fn gateway(&self) -> GatewaySpec {
+        self.current.as_ref().map(|current| current.plan.gateway.clone()).unwrap_or_default()
+    }
+
     pub(crate) fn records(&self) -> BTreeMap<InstanceId, Record> {
         self.entries.iter().map(|(id, entry)| (id.clone(), entry.record.clone())).collect()
     }

@@ -8,6 +8,7 @@ use berth_cluster::local::{StateDir, lock};
 use berth_cluster::ray::RayError;
 use berth_core::inventory::InstanceId;
 use berth_core::plan::Plan;
+use berth_core::spec::GatewaySpec;
 use tokio::sync::mpsc;
 
 use crate::book::Book;
@@ -42,8 +43,16 @@ pub enum ControllerError {
     },
 }
 
-/// Requests in flight on an instance, as the gateway counts them.
-pub type InFlight = Arc<dyn Fn(&InstanceId) -> u64 + Send + Sync>;
+/// Requests as the gateway counts them.
+pub trait Requests: Send + Sync {
+    /// Those in flight on an instance.
+    fn in_flight(&self, id: &InstanceId) -> u64;
+    /// Those that wait for room on any instance of a model.
+    fn waiting(&self, model: &str) -> u64;
+}
+
+/// Whoever counts requests.
+pub type InFlight = Arc<dyn Requests>;
 
 /// What a turn came to.
 #[derive(Clone, Debug, PartialEq)]
@@ -54,6 +63,8 @@ pub struct Turn {
     pub instances: Vec<InstanceStatus>,
     /// Servers that somebody else runs.
     pub externals: Vec<ExternalStatus>,
+    /// The gateway of the plan in force.
+    pub gateway: GatewaySpec,
 }
 
 /// Whoever has a state folder's lock, and carries out what its journal says.
@@ -130,6 +141,7 @@ impl Controller {
             Actor::Ray(one) => one.turn().await?,
         };
         let all = self.book().external();
+        turn.gateway = self.book().gateway();
         turn.externals = self.externals.look(&all, now_ms()).await;
         Ok(turn)
     }

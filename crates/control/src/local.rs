@@ -8,6 +8,7 @@ use berth_cluster::local::{SpawnError, StateDir, owns_port, process};
 use berth_core::inventory::{InstanceId, RunningInstance};
 use berth_core::plan::{Plan, PlannedInstance};
 use berth_core::reconcile::{self, Action, Phase};
+use berth_core::spec::GatewaySpec;
 use berth_engines::{Cause, Diagnosis, ExitKind, Health, health, llama_server};
 
 use crate::book::Book;
@@ -116,6 +117,7 @@ impl LocalController {
             is_settled: reconcile::is_settled(&plan, &self.running, &self.book.records()),
             instances: self.statuses(&plan),
             externals: Vec::new(),
+            gateway: GatewaySpec::default(),
         })
     }
 
@@ -296,7 +298,7 @@ impl LocalController {
 
     /// Takes a stop one step further.
     fn stop(&mut self, instance: &RunningInstance) -> Result<(), ControllerError> {
-        let in_flight = self.in_flight.as_ref().map_or(0, |count| count(&instance.id));
+        let in_flight = self.in_flight.as_ref().map_or(0, |count| count.in_flight(&instance.id));
         match self.stops.advance(&instance.pid, in_flight, self.patience, now_ms()) {
             Step::Begin => self.book.emit(&instance.id, EventKind::Stopping)?,
             Step::Ask => {

@@ -86,6 +86,14 @@ pub struct InstanceStatus {
     pub port: u16,
     /// What the model is called there.
     pub served_name: String,
+    /// The deployment that it belongs to.
+    pub deployment: String,
+    /// How many of the model's requests that gets, beside the others' weights.
+    pub weight: u32,
+    /// Tokens that its cache holds, as planned.
+    pub cache_tokens: Option<u64>,
+    /// Where its engine says whether it is well.
+    pub health_path: Option<String>,
     /// Its engine's process.
     pub pid: Option<u32>,
     /// What the operating system says it holds.
@@ -252,6 +260,10 @@ pub(crate) fn status_of(
         host: planned.host.clone(),
         port: planned.port,
         served_name: planned.served_name().to_owned(),
+        deployment: planned.deployment.clone(),
+        weight: planned.weight,
+        cache_tokens: planned.cache_tokens,
+        health_path: Some(planned.engine.health_path().to_owned()),
         pid: running.map(|running| running.pid),
         memory: running.and_then(seen),
         doing: running.and_then(|running| running.doing.clone()),
@@ -277,6 +289,10 @@ fn leftovers(plan: Option<&Plan>, running: &[RunningInstance]) -> Vec<InstanceSt
         host: String::new(),
         port: 0,
         served_name: String::new(),
+        deployment: String::new(),
+        weight: 1,
+        cache_tokens: None,
+        health_path: None,
         pid: Some(running.pid),
         memory: seen(running),
         doing: None,

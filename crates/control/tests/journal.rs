@@ -25,6 +25,8 @@ fn instance(args: &str) -> PlannedInstance {
         node: "n".into(),
         folder: "/".into(),
         shares: Vec::new(),
+        cache_tokens: None,
+        weight: 1,
     }
 }
 

@@ -71,6 +71,12 @@ pub struct PlannedInstance {
     pub folder: String,
     /// What it takes on each device that it uses.
     pub shares: Vec<DeviceShare>,
+    /// Tokens that its cache holds, as planned: the gateway has no more in flight on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache_tokens: Option<u64>,
+    /// How many of the model's requests its deployment gets, beside the others' weights.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub weight: u32,
 }
 
 /// A model that an engine (Ollama) pulls from a library and loads when it is told to.
@@ -118,6 +124,15 @@ impl PlannedDevice {
     pub fn headroom(&self) -> Bytes {
         self.budget - self.planned
     }
+}
+
+fn one() -> u32 {
+    1
+}
+
+/// Plans of before there were weights have the digests that they had.
+fn is_one(weight: &u32) -> bool {
+    *weight == 1
 }
 
 fn loopback() -> String {

@@ -93,7 +93,7 @@ fn bad_specs_are_told_what_to_write() {
         ),
         (
             format!("[gateway]\nlisten = \"0.0.0.0:80\"\n{MODEL}"),
-            "s:2:10: 0.0.0.0:80 is reachable from other machines | listen on 127.0.0.1, or set allow_remote = true in [gateway] if anybody who reaches it may use the models",
+            "s:2:10: 0.0.0.0:80 is reachable from other machines | listen on 127.0.0.1; or name a file of keys, keys = \"keys.toml\" (`berth key` makes them); or set allow_remote = true in [gateway] if anybody who reaches it may use the models",
         ),
         (
             format!("[gateway]\nlisten = \"localhost\"\n{MODEL}"),
@@ -190,6 +190,22 @@ fn bad_specs_are_told_what_to_write() {
         (
             format!("{MODEL}demand = {{ requests_per_second = nan }}\n"),
             "s:3:10: a demand is a number from 0 up to a thousand million | write demand = { requests_per_second = 2.5, prompt_tokens = 1000, answer_tokens = 250 }",
+        ),
+        (
+            format!("[gateway]\naliases = {{ gpt = \"b\" }}\n{MODEL}"),
+            "s:2:19: there is no model `b` | did you mean `a`?",
+        ),
+        (
+            format!("[gateway]\naliases = {{ a = \"a\" }}\n{MODEL}"),
+            "s:2:13: `a` is a model's own name | leave it out, or choose another name",
+        ),
+        (
+            format!("{MODEL}[[gateway.rules]]\nto = \"a\"\n"),
+            "s:3:1: this rule says of no request that it is meant | add path_prefix, header or model: without one every request would match",
+        ),
+        (
+            format!("{MODEL}[[gateway.rules]]\npath_prefix = \"team\"\nto = \"a\"\n"),
+            "s:3:1: path_prefix is not the beginning of a path | write it with a slash before it and none after it, as in \"/team-a\"",
         ),
         (
             "[engines.vllm]\nversion = \"0.9\"\n[models.a]\nsource = \"a.gguf\"\n".to_owned(),

@@ -3,7 +3,7 @@
 //! Bodies and streams pass as bytes: of a request only a few fields are looked at, of an answer its end.
 //!
 //! - [`table`]: what the gateway is told: instances, aliases, rules
-//! - [`settings`]: limits
+//! - [`mod@settings`]: limits; [`tls`]: https
 //! - [`routes`]: what the table comes to while requests run; swapped as a whole
 //! - [`keys`]: who may use what, and how much
 //! - `serve`: threads, connections, and draining at the end
@@ -37,6 +37,7 @@ pub mod routes;
 mod serve;
 pub mod settings;
 pub mod table;
+pub mod tls;
 mod upstream;
 
 pub use error::GatewayError;

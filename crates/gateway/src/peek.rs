@@ -199,7 +199,7 @@ impl Scan<'_> {
     fn value(&mut self) -> Result<Range<usize>, GatewayError> {
         let start = self.at;
         match self.peek() {
-            Some(b'"') => drop(self.string()?),
+            Some(b'"') => _ = self.string()?,
             Some(b'{' | b'[') => self.nested()?,
             _ => {
                 let ends = |byte: &u8| {

@@ -17,6 +17,8 @@ pub struct Routes {
     /// Instances that left with requests in flight.
     leaving: Vec<Arc<Upstream>>,
     pub(crate) rules: Vec<Rule>,
+    /// What they were made of.
+    pub(crate) table: Table,
 }
 
 /// One model.
@@ -80,7 +82,7 @@ impl Routes {
             .map(|one| (one.instance.id.clone(), Arc::clone(&one.load)))
             .collect();
         let mut here = Vec::new();
-        for instance in table.instances {
+        for instance in table.instances.iter().cloned() {
             let load = known.get(&instance.id).cloned().unwrap_or_default();
             here.push(instance.id.clone());
             let groups = models.entry(instance.model.clone()).or_default();
@@ -105,12 +107,17 @@ impl Routes {
             (name.clone(), Arc::new(Model { name, groups, life }))
         };
         let mut models: HashMap<String, Arc<Model>> = models.into_iter().map(model).collect();
-        for (alias, name) in table.aliases {
-            if let Some(model) = models.get(&name).cloned() {
-                models.entry(alias).or_insert(model);
+        for (alias, name) in &table.aliases {
+            if let Some(model) = models.get(name).cloned() {
+                models.entry(alias.clone()).or_insert(model);
             }
         }
-        Self { models, leaving, rules: table.rules }
+        Self { models, leaving, rules: table.rules.clone(), table }
+    }
+
+    /// Whether instances have left and were kept for what is in flight on them.
+    pub(crate) fn has_leaving(&self) -> bool {
+        !self.leaving.is_empty()
     }
 
     /// The names of all models, aliases too, in order.
@@ -143,6 +150,11 @@ impl Routes {
     /// Whether every model has an instance that takes requests.
     pub(crate) fn is_ready(&self) -> bool {
         self.models.keys().all(|name| self.serves(name))
+    }
+
+    /// Requests that wait for room on a model's instances.
+    pub fn waiting(&self, model: &str) -> u64 {
+        self.model(model).map_or(0, |model| model.life.queue.len() as u64)
     }
 
     /// Requests in flight on an instance.

@@ -15,6 +15,7 @@ use arc_swap::ArcSwap;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinSet, LocalSet};
@@ -30,6 +31,7 @@ use crate::upstream::pool::Pool;
 
 /// A client that doesn't finish its headers in this time is let go.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 /// Connections that engines closed are let go of this often.
 const SWEEP: Duration = Duration::from_secs(10);
 /// Whoever waits for room on an instance that has come up is seen to this often.
@@ -56,11 +58,15 @@ impl Gateway {
         }
     }
 
-    /// Replaces the routes. Requests in flight go on.
-    pub fn set_table(&self, table: Table) {
+    /// Replaces the routes, and says whether they are others. Requests in flight go on.
+    pub fn set_table(&self, table: Table) -> bool {
         let before = self.shared.routes.load();
-        let routes = Routes::new(table, &before, &self.shared.metrics);
-        self.shared.routes.store(Arc::new(routes));
+        let is_new = before.table != table;
+        if is_new || before.has_leaving() {
+            let routes = Routes::new(table, &before, &self.shared.metrics);
+            self.shared.routes.store(Arc::new(routes));
+        }
+        is_new
     }
 
     /// The routes now.
@@ -186,7 +192,7 @@ async fn work(
     }
 }
 
-/// Serves one connection, HTTP/1.1 or HTTP/2.
+/// Serves one connection, HTTP/1.1 or HTTP/2, plain or over TLS.
 async fn connection(
     shared: Arc<Shared>,
     pool: Pool,
@@ -196,6 +202,20 @@ async fn connection(
     let Ok(stream) = TcpStream::from_std(stream) else { return };
     // Small chunks of a stream leave at once.
     drop(stream.set_nodelay(true));
+    match shared.settings.tls.clone() {
+        None => serve_connection(shared, pool, stream, peer).await,
+        Some(tls) => match tokio::time::timeout(HANDSHAKE_LIMIT, tls.accept(stream)).await {
+            Ok(Ok(stream)) => serve_connection(shared, pool, stream, peer).await,
+            Ok(Err(error)) => tracing::debug!(%peer, %error, "no TLS came about"),
+            Err(_) => tracing::debug!(%peer, "no TLS came about in time"),
+        },
+    }
+}
+
+async fn serve_connection<S>(shared: Arc<Shared>, pool: Pool, stream: S, peer: SocketAddr)
+where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+{
     let mut draining = shared.draining.subscribe();
     let service = service_fn(move |request| {
         let (shared, pool) = (Arc::clone(&shared), pool.clone());

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use tokio_rustls::TlsAcceptor;
+
 /// Limits, and what is told.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct Settings {
     /// Larger bodies are refused.
     pub max_body: u64,
@@ -15,6 +17,8 @@ pub struct Settings {
     pub queue_limit: Duration,
     /// Whether each request gets a line in the log.
     pub access_log: bool,
+    /// What https is made with; plain http where there is none.
+    pub tls: Option<TlsAcceptor>,
 }
 
 impl Default for Settings {
@@ -25,6 +29,7 @@ impl Default for Settings {
             idle_limit: Duration::from_secs(300),
             queue_limit: Duration::from_secs(60),
             access_log: false,
+            tls: None,
         }
     }
 }

@@ -3,18 +3,15 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime};
 
-use berth_gateway::{Gateway, Settings, Table};
+use berth_core::spec::{GatewaySpec, TlsFiles};
+use berth_gateway::{Gateway, Table};
 
 use crate::args::GatewayArgs;
 use crate::failure::Failure;
-use crate::lifecycle::{self, DRAIN_LIMIT};
+use crate::lifecycle::{self, DRAIN_LIMIT, LOOK, changed};
 use crate::output;
 use crate::prepare;
-
-/// Between two looks at the files.
-const LOOK: Duration = Duration::from_millis(200);
 
 pub(crate) fn run(state: &Path, args: &GatewayArgs) -> Result<ExitCode, Failure> {
     let routes = match &args.routes {
@@ -28,16 +25,23 @@ pub(crate) fn run(state: &Path, args: &GatewayArgs) -> Result<ExitCode, Failure>
              reaches it may use the models",
         ));
     }
-    let settings = Settings { access_log: args.access_log, ..Settings::default() };
-    let gateway = Gateway::new(settings);
+    let text = |path: &PathBuf| path.display().to_string();
+    let tls = args.certificate.as_ref().zip(args.certificate_key.as_ref());
+    let spec = GatewaySpec {
+        listen: args.listen,
+        keys: args.keys.as_ref().map(text),
+        tls: tls
+            .map(|(certificate, key)| TlsFiles { certificate: text(certificate), key: text(key) }),
+        access_log: args.access_log,
+        ..GatewaySpec::default()
+    };
+    let gateway = lifecycle::gateway(&spec)?;
     gateway.set_table(table(&routes)?);
-    if let Some(keys) = &args.keys {
-        read_keys(&gateway, keys)?;
-    }
     lifecycle::runtime()?.block_on(async {
         let listener = lifecycle::bind(args.listen).await?;
-        output::talk(&format!("serving at http://{}, by {}", args.listen, routes.display()));
-        tokio::spawn(follow(gateway.clone(), routes, args.keys.clone()));
+        output::talk(&format!("serving at {}, by {}", lifecycle::url(&spec), routes.display()));
+        tokio::spawn(follow(gateway.clone(), routes));
+        tokio::spawn(lifecycle::follow_keys(gateway.clone(), args.keys.clone()));
         tokio::spawn({
             let gateway = gateway.clone();
             async move {
@@ -51,34 +55,23 @@ pub(crate) fn run(state: &Path, args: &GatewayArgs) -> Result<ExitCode, Failure>
     })
 }
 
-/// Takes up what changes. A file that is broken changes nothing.
-async fn follow(gateway: Gateway, routes: PathBuf, keys: Option<PathBuf>) {
-    let mut seen = (changed(&routes), keys.as_deref().and_then(changed));
+/// Takes up the routes whenever they change. A file that is broken changes nothing.
+async fn follow(gateway: Gateway, routes: PathBuf) {
+    let mut seen = changed(&routes);
     loop {
         tokio::time::sleep(LOOK).await;
-        let now = (changed(&routes), keys.as_deref().and_then(changed));
-        if now.0 != seen.0 {
+        let now = changed(&routes);
+        if now != seen {
             match table(&routes) {
-                Ok(table) => gateway.set_table(table),
+                Ok(table) => drop(gateway.set_table(table)),
                 Err(failure) => {
                     failure.report();
                     output::talk("the routes stay as they were");
                 }
             }
         }
-        if let Some(keys) = keys.as_deref().filter(|_| now.1 != seen.1)
-            && let Err(failure) = read_keys(&gateway, keys)
-        {
-            failure.report();
-            output::talk("the keys stay as they were");
-        }
         seen = now;
     }
-}
-
-fn changed(file: &Path) -> Option<(SystemTime, u64)> {
-    let about = std::fs::metadata(file).ok()?;
-    Some((about.modified().ok()?, about.len()))
 }
 
 fn table(file: &Path) -> Result<Table, Failure> {
@@ -92,13 +85,5 @@ fn table(file: &Path) -> Result<Table, Failure> {
         let what = anyhow::anyhow!("{}: {error}", file.display());
         Failure::bad_spec(what)
             .hint("it is written by `berth serve`; docs/gateway.md says what is in it")
-    })
-}
-
-/// Reads a file of keys into a gateway.
-pub(crate) fn read_keys(gateway: &Gateway, file: &Path) -> Result<(), Failure> {
-    gateway.read_keys(file).map_err(|error| {
-        Failure::bad_spec(anyhow::Error::new(error))
-            .hint("`berth key NAME` prints a new key and its entry")
     })
 }

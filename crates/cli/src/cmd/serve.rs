@@ -1,13 +1,13 @@
 //! `berth serve`: watches over what is applied, and serves it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use berth_control::Journal;
 
 use crate::args::ServeArgs;
 use crate::failure::Failure;
-use crate::lifecycle::{self, DRAIN_LIMIT};
+use crate::lifecycle::{self, DRAIN_LIMIT, Served};
 use crate::{output, prepare};
 use berth_gateway::Gateway;
 
@@ -18,16 +18,23 @@ pub(crate) fn run(state: &Path, _args: &ServeArgs) -> Result<ExitCode, Failure> 
         return Err(Failure::new(anyhow::anyhow!("nothing is applied here yet"))
             .hint("`berth apply -f SPEC` first, or `berth up -f SPEC` for both at once"));
     };
+    let spec = &current.plan.gateway;
     lifecycle::runtime()?.block_on(async {
         let listener = lifecycle::bind(current.plan.gateway.listen).await?;
-        let gateway = lifecycle::gateway(&current.plan.gateway)?;
+        let gateway = lifecycle::gateway(spec)?;
         let mut controller =
             lifecycle::controller(&dir, Some(&current.plan), Some(&gateway))?.ok_or_else(taken)?;
         controller.journal_mut().set_gateway(Some(current.plan.gateway.listen))?;
-        output::talk(&format!("serving at http://{}", current.plan.gateway.listen));
+        output::talk(&format!("serving at {}", lifecycle::url(spec)));
+        tokio::spawn(lifecycle::follow_keys(
+            gateway.clone(),
+            spec.keys.as_ref().map(PathBuf::from),
+        ));
+        let routes = dir.routes();
+        let served = Served { gateway: &gateway, routes: &routes };
         tokio::select! {
             ended = gateway.serve(listener, DRAIN_LIMIT) => ended.map_err(Failure::new),
-            ended = lifecycle::keep(&mut controller, &gateway) => ended,
+            ended = lifecycle::keep(&mut controller, served) => ended,
             () = drained(&gateway) => Ok(()),
         }?;
         Ok(ExitCode::SUCCESS)

@@ -1,6 +1,6 @@
 //! `berth up`: plan, apply, and serve in the foreground until Ctrl-C.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use berth_cluster::local::StateDir;
@@ -8,12 +8,11 @@ use berth_control::clock::now_ms;
 use berth_control::{Controller, InstanceState, Journal, JournalError, Patience};
 use berth_core::placement::Planned;
 use berth_core::report::PlanVerdict;
-use berth_gateway::Gateway;
 
 use super::{plan, rehearse, serve, status};
 use crate::args::UpArgs;
 use crate::failure::Failure;
-use crate::lifecycle::{self, DRAIN_LIMIT};
+use crate::lifecycle::{self, DRAIN_LIMIT, Served};
 use crate::{output, prepare};
 
 pub(crate) fn run(state: &Path, args: &UpArgs) -> Result<ExitCode, Failure> {
@@ -30,20 +29,24 @@ pub(crate) fn run(state: &Path, args: &UpArgs) -> Result<ExitCode, Failure> {
 }
 
 pub(super) async fn up(dir: &StateDir, planned: &Planned) -> Result<ExitCode, Failure> {
-    let gateway = lifecycle::gateway(&planned.plan.gateway)?;
+    let spec = &planned.plan.gateway;
+    let gateway = lifecycle::gateway(spec)?;
     let mut controller = lifecycle::controller(dir, Some(&planned.plan), Some(&gateway))?
         .ok_or_else(serve::taken)?;
     let listener = lifecycle::bind(planned.plan.gateway.listen).await?;
     controller.journal_mut().commit(&planned.plan, Some(&planned.report), now_ms())?;
     controller.journal_mut().set_gateway(Some(planned.plan.gateway.listen))?;
-    output::talk(&format!("\ngateway at http://{}", planned.plan.gateway.listen));
+    output::talk(&format!("\ngateway at {}", lifecycle::url(spec)));
 
     let serving = tokio::spawn({
         let gateway = gateway.clone();
         async move { gateway.serve(listener, DRAIN_LIMIT).await }
     });
+    tokio::spawn(lifecycle::follow_keys(gateway.clone(), spec.keys.as_ref().map(PathBuf::from)));
+    let routes = dir.routes();
+    let served = Served { gateway: &gateway, routes: &routes };
     let ended = tokio::select! {
-        ended = run_until_stopped(dir, &mut controller, &gateway) => ended,
+        ended = run_until_stopped(dir, &mut controller, served) => ended,
         () = lifecycle::signal() => Ok(ExitCode::SUCCESS),
     };
     if ended.is_err() && planned.plan.ray.is_some() {
@@ -68,9 +71,9 @@ pub(super) async fn up(dir: &StateDir, planned: &Planned) -> Result<ExitCode, Fa
 async fn run_until_stopped(
     dir: &StateDir,
     controller: &mut Controller,
-    gateway: &Gateway,
+    served: Served<'_>,
 ) -> Result<ExitCode, Failure> {
-    let turn = lifecycle::settle(controller, Some(gateway)).await?;
+    let turn = lifecycle::settle(controller, Some(served)).await?;
     let ready = |state| state == InstanceState::Ready;
     if !turn.instances.iter().any(|instance| ready(instance.state)) {
         output::talk("error: no instance came up; the reasons are above");
@@ -82,7 +85,7 @@ async fn run_until_stopped(
         true => output::talk("all models are ready; Ctrl-C stops them"),
         false => output::talk("some models failed; the others serve; Ctrl-C stops them"),
     }
-    lifecycle::keep(controller, gateway).await?;
+    lifecycle::keep(controller, served).await?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -38,7 +38,8 @@ impl RayController {
             let bounds = Count::new(count.wanted, scaled);
             *count = Count { wanted: bounds.wanted, ..*count };
             if let Some(in_flight) = &self.in_flight {
-                let ongoing = of().map(|one| in_flight(&one.id)).sum();
+                let waiting = of().next().map_or(0, |one| in_flight.waiting(&one.model));
+                let ongoing = of().map(|one| in_flight.in_flight(&one.id)).sum::<u64>() + waiting;
                 *count = count.next(ongoing, scaled, now_ms());
             }
         }
@@ -94,7 +95,8 @@ impl RayController {
                 }
                 Action::Stop(instance) if is_going(&instance) => {}
                 Action::Stop(instance) => {
-                    let in_flight = self.in_flight.as_ref().map_or(0, |count| count(&instance.id));
+                    let in_flight =
+                        self.in_flight.as_ref().map_or(0, |count| count.in_flight(&instance.id));
                     let now = now_ms();
                     match self.stops.advance(&instance.id, in_flight, self.patience, now) {
                         Step::Begin => self.book.emit(&instance.id, EventKind::Stopping)?,

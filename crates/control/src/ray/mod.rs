@@ -24,7 +24,7 @@ use berth_core::inventory::{InstanceId, Inventory, ProcessMemory, RunningInstanc
 use berth_core::plan::{Plan, PlannedInstance};
 use berth_core::reconcile::{self, Phase};
 use berth_core::scale::Count;
-use berth_core::spec::RaySpec;
+use berth_core::spec::{GatewaySpec, RaySpec};
 
 use crate::book::Book;
 use crate::clock::now_ms;
@@ -269,6 +269,7 @@ impl RayController {
             is_settled,
             instances: plan.instances.iter().map(status).collect(),
             externals: Vec::new(),
+            gateway: GatewaySpec::default(),
         }
     }
 }

@@ -206,6 +206,8 @@ impl Cluster<'_> {
             node: node.name.clone(),
             folder: self.found.folder.clone(),
             shares: devices.enumerate().map(share).collect(),
+            cache_tokens: Some(seat.started.cache_tokens).filter(|tokens| *tokens > 0),
+            weight: deployment.weight,
         })
     }
 

@@ -205,6 +205,8 @@ fn instances(
                 node: bin.node.name.clone(),
                 folder: found.folder.clone(),
                 shares: vec![share],
+                cache_tokens: fit.context.as_ref().map(|context| context.cells),
+                weight: model.weight,
             });
         }
     }

@@ -30,6 +30,8 @@ fn planned(id: &str, device: &str, version: &str) -> PlannedInstance {
             footprint,
             resident_ready: Bytes(10),
         }],
+        cache_tokens: None,
+        weight: 1,
     }
 }
 

@@ -46,6 +46,8 @@ pub struct Deployment {
     pub extra_args: Vec<String>,
     /// What is asked of the model.
     pub demand: Option<Demand>,
+    /// How many of the model's requests it gets, beside the weights of its other deployments.
+    pub weight: u32,
 }
 
 impl Deployment {
@@ -229,6 +231,7 @@ fn deployment(
         beside,
         devices,
         flags: check_flags::flags(raw.flags.clone(), engine, problems),
+        weight: raw.weight.unwrap_or(1),
         extra_args: check_flags::extra_args(
             raw.extra_args.clone().unwrap_or_default(),
             engine,

@@ -10,6 +10,7 @@
 //! - [`nodes`]: machines that are planned for, and rules that choose among machines
 //! - `source`, `check_flags`: where weights are; whether an engine has a flag
 //! - [`error`]: errors that name line, column and the nearest right key
+//! - [`gateway`]: the one address, who may use it, and which requests go where
 //! - [`flags`]: the engines' own flags, passed through under their own names
 
 mod check_flags;
@@ -18,6 +19,7 @@ pub mod domains;
 pub mod error;
 pub mod external;
 pub mod flags;
+pub mod gateway;
 pub mod nodes;
 mod overlay;
 pub mod raw;
@@ -29,11 +31,12 @@ pub use domains::{Beside, Domain, Spread, unknown_domain};
 pub use error::{SpecError, SpecProblem};
 pub use external::External;
 pub use flags::{FlagValue, Flags};
+pub use gateway::{GatewaySpec, HeaderIs, RouteRule, TlsFiles};
 pub use nodes::NodeRule;
 pub use raw::{Backend, Demand, EngineKind, RawWritten as Written, Replicas};
 pub use source::{DeviceSelector, Source};
 pub(crate) use validate::PORT_RANGE;
-pub use validate::{ClusterSpec, GatewaySpec, RaySpec, Spec, Strategy};
+pub use validate::{ClusterSpec, RaySpec, Spec, Strategy};
 
 /// The JSON schema of the file, for editors; a test keeps `berth.schema.json` equal to it.
 pub fn json_schema() -> serde_json::Value {

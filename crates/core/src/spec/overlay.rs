@@ -50,6 +50,7 @@ pub(super) fn model(base: &RawModel, over: &RawModel, inherited: EngineKind) -> 
         flags,
         extra_args: over.extra_args.clone().or_else(|| base.extra_args.clone()),
         demand: over.demand.clone().or_else(|| base.demand.clone()),
+        weight: over.weight.or(base.weight),
         external: over.external.clone().or_else(|| base.external.clone()),
         deployments: models(&base.deployments, &over.deployments, over.engine.unwrap_or(engine)),
         running: over.running.clone().or_else(|| base.running.clone()),

@@ -1,13 +1,13 @@
 //! The spec as it is written. Doc comments here become the descriptions in the JSON schema.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
 use super::flags::FlagValue;
+use super::gateway::RawGateway;
 use crate::scale::Scale;
 use crate::units::Bytes;
 
@@ -204,22 +204,6 @@ pub enum Backend {
     Ray,
 }
 
-/// The one address in front of all models.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct RawGateway {
-    /// Address and port. Default: 127.0.0.1:8080. Beyond loopback anybody who reaches it can use
-    /// the models: say so with `allow_remote`.
-    #[schemars(with = "Option<String>")]
-    pub listen: Option<Spanned<SocketAddr>>,
-    /// Allow an address beyond loopback although there are no keys yet.
-    #[serde(default)]
-    pub allow_remote: bool,
-    /// Largest request body. Default: 32 MiB.
-    #[schemars(with = "Option<String>")]
-    pub max_body: Option<Bytes>,
-}
-
 /// Where the engines' programs are.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -291,6 +275,9 @@ pub struct RawModel {
     /// What is asked of it.
     #[schemars(with = "Option<Demand>")]
     pub demand: Option<Spanned<Demand>>,
+    /// Of a model with several deployments: how many of its requests this one gets, beside the others' weights.
+    /// Default: 1.
+    pub weight: Option<u32>,
     /// A server that somebody else runs: requests go to it, beside berth's own instances if there are any;
     /// it is watched, and never started or stopped.
     #[schemars(with = "Option<RawExternal>")]

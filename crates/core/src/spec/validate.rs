@@ -1,7 +1,6 @@
 //! From [`RawSpec`] to [`Spec`]: every problem is reported, not only the first.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
@@ -9,8 +8,9 @@ use toml::Spanned;
 use super::deployment::{Deployment, Machines, Running};
 use super::error::Problems;
 use super::external::{self, External};
+use super::gateway::{GatewaySpec, gateway};
 use super::raw::{
-    Backend, EngineKind, RawCluster, RawEngine, RawGateway, RawModel, RawNodeRule, RawRay, RawSpec,
+    Backend, EngineKind, RawCluster, RawEngine, RawModel, RawNodeRule, RawRay, RawSpec,
     RawStrategy, RawWritten as Written,
 };
 use super::{NodeRule, SpecError, deployment, nodes, overlay};
@@ -18,11 +18,8 @@ use crate::inventory::Node;
 use crate::memory::vllm::version;
 use crate::units::Bytes;
 
-const DEFAULT_LISTEN: SocketAddr =
-    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8080);
 const DEFAULT_RAY: &str = "http://127.0.0.1:8265";
 const DEFAULT_FIRST_PORT: u16 = 18_100;
-const DEFAULT_MAX_BODY: Bytes = Bytes::mib(32);
 /// Ports that may be tried from `first_port` upwards.
 pub(crate) const PORT_RANGE: u16 = 1_000;
 
@@ -90,15 +87,6 @@ pub struct RaySpec {
     pub is_emulated: bool,
 }
 
-/// The one address in front of all models.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct GatewaySpec {
-    /// Address and port.
-    pub listen: SocketAddr,
-    /// Largest request body.
-    pub max_body: Bytes,
-}
-
 /// A strategy: the spec with a named change.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Strategy {
@@ -112,12 +100,6 @@ pub struct Strategy {
     pub toml: Option<String>,
     /// The whole spec with the change.
     pub spec: Spec,
-}
-
-impl Default for GatewaySpec {
-    fn default() -> Self {
-        Self { listen: DEFAULT_LISTEN, max_body: DEFAULT_MAX_BODY }
-    }
 }
 
 impl Spec {
@@ -158,9 +140,10 @@ fn validate(raw: RawSpec, problems: &mut Problems<'_>) -> Spec {
             "add a section such as\n    [models.tiny]\n    source = \"models/tiny.gguf\"",
         );
     }
+    let names: Vec<&str> = raw.models.keys().map(|name| name.get_ref().as_str()).collect();
     let mut spec = Spec {
         cluster: cluster(raw.cluster, problems),
-        gateway: gateway(raw.gateway, problems),
+        gateway: gateway(raw.gateway, &names, problems),
         binaries: BTreeMap::from([
             (EngineKind::LlamaServer, program(&raw.engines.llama_server, "llama-server")),
             (EngineKind::Ollama, program(&raw.engines.ollama, "ollama")),
@@ -286,21 +269,6 @@ fn ray(raw: RawRay, problems: &mut Problems<'_>) -> RaySpec {
         written: Vec::new(),
         is_emulated: false,
     }
-}
-
-fn gateway(raw: RawGateway, problems: &mut Problems<'_>) -> GatewaySpec {
-    let listen = raw.listen.map_or(DEFAULT_LISTEN, |listen| {
-        if !listen.get_ref().ip().is_loopback() && !raw.allow_remote {
-            problems.add_with_hint(
-                listen.span(),
-                format!("{} is reachable from other machines", listen.get_ref()),
-                "listen on 127.0.0.1, or set allow_remote = true in [gateway] if anybody who \
-                 reaches it may use the models",
-            );
-        }
-        listen.into_inner()
-    });
-    GatewaySpec { listen, max_body: raw.max_body.unwrap_or(DEFAULT_MAX_BODY) }
 }
 
 fn program(raw: &RawEngine, default: &str) -> String {
