@@ -1,22 +1,21 @@
 //! The controller's loop as the commands need it: until all is settled, or until a signal.
 
-use std::io::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use berth_cluster::local::StateDir;
-use berth_control::controller::{InFlight, Requests, Turn};
+use berth_control::controller::{InFlight, Turn};
 use berth_control::{Controller, Event, ExternalStatus, InstanceState, InstanceStatus};
 use berth_core::Plan;
-use berth_core::inventory::InstanceId;
 use berth_core::spec::{External, GatewaySpec, HeaderIs, RouteRule, TlsFiles};
 use berth_gateway::{Gateway, Instance, Rule, Settings, Table, UpstreamState, tls};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
 use crate::failure::Failure;
+use crate::in_flight::{self, Counted, write_whole};
 use crate::output;
 
 /// Between two turns of the loop.
@@ -31,19 +30,6 @@ pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::new)
 }
 
-/// A gateway as the one who counts requests.
-struct Counted(Gateway);
-
-impl Requests for Counted {
-    fn in_flight(&self, id: &InstanceId) -> u64 {
-        self.0.routes().in_flight(&id.0)
-    }
-
-    fn waiting(&self, model: &str) -> u64 {
-        self.0.routes().waiting(model)
-    }
-}
-
 /// A controller for a plan, whose events are told on stderr, or `None` where another berth has the state.
 pub(crate) fn controller(
     dir: &StateDir,
@@ -56,8 +42,9 @@ pub(crate) fn controller(
             output::talk(&output::event(&event));
         }
     });
-    let in_flight = gateway.cloned().map(|gateway| Arc::new(Counted(gateway)) as InFlight);
-    Ok(Controller::open(dir.clone(), plan, in_flight, events)?)
+    let folder = in_flight::folder(&dir.routes());
+    let counted = gateway.cloned().map(|gateway| Arc::new(Counted { gateway, folder }) as InFlight);
+    Ok(Controller::open(dir.clone(), plan, counted, events)?)
 }
 
 /// A gateway as a plan has it.
@@ -209,15 +196,6 @@ fn rule(rule: &RouteRule) -> Rule {
     let RouteRule { path_prefix, header, model, to } = rule.clone();
     let header = header.map(|HeaderIs { name, value }| (name, value));
     Rule { path_prefix, header, model, to }
-}
-
-/// Writes a file so that whoever reads it sees all of it or what was there before.
-fn write_whole(file: &Path, text: &str) -> io::Result<()> {
-    let new = file.with_extension("new");
-    let mut written = std::fs::File::create(&new)?;
-    written.write_all(text.as_bytes())?;
-    written.sync_all()?;
-    std::fs::rename(new, file)
 }
 
 /// A route to a server that somebody else runs; none before its host was found.

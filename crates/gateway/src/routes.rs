@@ -152,6 +152,12 @@ impl Routes {
         self.models.keys().all(|name| self.serves(name))
     }
 
+    /// Requests in flight on each instance that has any.
+    pub fn all_in_flight(&self) -> BTreeMap<String, u64> {
+        let busy = self.upstreams().filter(|one| one.in_flight() > 0);
+        busy.map(|one| (one.instance.id.clone(), one.in_flight())).collect()
+    }
+
     /// Requests that wait for room on a model's instances.
     pub fn waiting(&self, model: &str) -> u64 {
         self.model(model).map_or(0, |model| model.life.queue.len() as u64)

@@ -9,6 +9,7 @@ use berth_gateway::{Gateway, Table};
 
 use crate::args::GatewayArgs;
 use crate::failure::Failure;
+use crate::in_flight::Said;
 use crate::lifecycle::{self, DRAIN_LIMIT, LOOK, changed};
 use crate::output;
 use crate::prepare;
@@ -55,8 +56,9 @@ pub(crate) fn run(state: &Path, args: &GatewayArgs) -> Result<ExitCode, Failure>
     })
 }
 
-/// Takes up the routes whenever they change. A file that is broken changes nothing.
+/// Takes up the routes whenever they change, and says what is in flight. A file that is broken changes nothing.
 async fn follow(gateway: Gateway, routes: PathBuf) {
+    let said = Said::new(&routes);
     let mut seen = changed(&routes);
     loop {
         tokio::time::sleep(LOOK).await;
@@ -71,6 +73,10 @@ async fn follow(gateway: Gateway, routes: PathBuf) {
             }
         }
         seen = now;
+        if let Ok(said) = &said {
+            // Where that can't be written nobody drains for this gateway; it serves all the same.
+            drop(said.say(&gateway));
+        }
     }
 }
 

@@ -7,6 +7,7 @@
 
 mod crash;
 mod failures;
+mod gateway;
 mod harness;
 mod memory;
 mod ray;
