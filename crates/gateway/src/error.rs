@@ -28,6 +28,9 @@ pub enum GatewayError {
         /// What its instances are doing.
         reason: &'static str,
     },
+    /// The gateway is going.
+    #[error("this gateway is stopping; try again, at another one")]
+    Draining,
     /// The body is larger than allowed.
     #[error("the request's body is larger than {limit} bytes")]
     TooLarge {
@@ -108,7 +111,9 @@ impl GatewayError {
             Self::UnknownModel { .. } | Self::NoEndpoint { .. } => StatusCode::NOT_FOUND,
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodySlow => StatusCode::REQUEST_TIMEOUT,
-            Self::NotReady { .. } | Self::NoRoom { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NotReady { .. } | Self::NoRoom { .. } | Self::Draining => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::TooMany { .. } | Self::Limited { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::Silent { .. } => StatusCode::GATEWAY_TIMEOUT,
             Self::NoKey => StatusCode::UNAUTHORIZED,
@@ -124,6 +129,7 @@ impl GatewayError {
             Self::NoModel => "model_missing",
             Self::UnknownModel { .. } => "model_not_found",
             Self::NotReady { .. } => "model_not_ready",
+            Self::Draining => "gateway_draining",
             Self::TooLarge { .. } => "body_too_large",
             Self::BodyBroken => "body_broken",
             Self::BodySlow => "body_slow",
@@ -156,7 +162,7 @@ impl GatewayError {
     pub fn retry_after(&self) -> Option<u32> {
         match self {
             Self::NotReady { .. } => Some(5),
-            Self::Unreachable { .. } => Some(1),
+            Self::Unreachable { .. } | Self::Draining => Some(1),
             Self::TooMany { .. } | Self::NoRoom { .. } | Self::Silent { .. } => Some(5),
             Self::Limited { seconds, .. } => Some(*seconds),
             _ => None,

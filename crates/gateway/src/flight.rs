@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -55,6 +56,7 @@ impl Flight {
         arrived: Instant,
     ) -> Self {
         model.life.metrics.in_flight.inc();
+        shared.flights.fetch_add(1, Ordering::Relaxed);
         Self {
             shared,
             model,
@@ -166,6 +168,7 @@ impl Drop for Flight {
         // Whoever waits for room may have it now.
         drop(self.ticket.take());
         self.shared.pump(&self.model);
+        self.shared.flights.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -39,6 +39,8 @@ pub(crate) struct Asked<'a> {
     pub(crate) endpoint: Endpoint,
     pub(crate) rule: Option<Rule>,
     pub(crate) arrived: Instant,
+    /// Whether the client's key goes to the engine: it does where the gateway itself asks for none.
+    pub(crate) with_key: bool,
 }
 
 /// The rule that a request's head meets, but for its body. A prefix is taken out of its path.
@@ -178,7 +180,9 @@ async fn send(
         };
         tracing::warn!(instance = %upstream.instance.id, %error, "an instance could not answer");
         upstream.put_out();
-        if tried.len() >= MOST_TRIES || !may_retry(shared) {
+        // An answer that is none was an answer: the request was worked on.
+        let is_nonsense = error.kind() == io::ErrorKind::InvalidData;
+        if is_nonsense || tried.len() >= MOST_TRIES || !may_retry(shared) {
             return Err(unreachable());
         }
         model.life.metrics.retries.inc();
@@ -241,11 +245,13 @@ async fn exchange(
         false => peeked.renamed(&asked.body, name),
     };
     let mut written = Vec::with_capacity(1024);
-    head::write(&mut written, asked.head, address, body.len(), &[]);
-    // Connections that were kept may all have been closed by an engine that restarted.
-    while let Some(mut connection) = pool.take(address) {
-        if let Ok(head) = connection.ask(&written, &body).await {
-            return Ok((connection, head));
+    head::write(&mut written, asked.head, address, body.len(), asked.with_key);
+    if let Some(mut connection) = pool.take(address) {
+        match connection.ask(&written, &body).await {
+            Ok(head) => return Ok((connection, head)),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => return Err(error),
+            // The engine may have closed it just then, for having been idle: a new one says what is the matter.
+            Err(_) => {}
         }
     }
     let mut connection = Connection::open(address).await?;

@@ -3,7 +3,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::AtomicI64;
+use std::sync::atomic::{AtomicI64, AtomicU64};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use arc_swap::ArcSwap;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt as _;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
+use hyper::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use hyper::http::request::Parts;
 use hyper::{Request, Response, StatusCode};
 use serde_json::json;
@@ -37,12 +37,29 @@ pub(crate) struct Shared {
     pub(crate) routes: ArcSwap<Routes>,
     pub(crate) keys: ArcSwap<Option<Keys>>,
     pub(crate) metrics: Metrics,
-    pub(crate) draining: watch::Sender<bool>,
+    pub(crate) phase: watch::Sender<Phase>,
+    /// Requests that models answer now.
+    pub(crate) flights: AtomicU64,
     /// Thousandths of another try that are left to all requests together.
     pub(crate) retries: AtomicI64,
 }
 
+/// How far a gateway is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Phase {
+    /// It takes requests.
+    Serving,
+    /// It finishes what it has taken, and says so to others.
+    Draining,
+    /// Nothing runs any more.
+    Ending,
+}
+
 impl Shared {
+    fn is_draining(&self) -> bool {
+        *self.phase.borrow() != Phase::Serving
+    }
+
     /// Gives room on a model's instances to those who wait for it.
     pub(crate) fn pump(&self, model: &Model) {
         if model.life.queue.len() > 0
@@ -100,10 +117,15 @@ const NO_MODEL: &str = "";
 /// Answers one request.
 pub(crate) async fn handle(shared: Arc<Shared>, pool: Pool, request: Request<Incoming>) -> Answer {
     let arrived = Instant::now();
-    match answered(&shared, pool, request, arrived).await {
+    let is_http1 = request.version() <= hyper::Version::HTTP_11;
+    let mut answer = match answered(&shared, pool, request, arrived).await {
         Ok(answer) => answer,
         Err(error) => refuse(&shared, &error),
+    };
+    if is_http1 && shared.is_draining() {
+        answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
+    answer
 }
 
 async fn answered(
@@ -123,14 +145,25 @@ async fn answered(
     drop(routes);
     match endpoint {
         Endpoint::Json | Endpoint::Form => {
-            if head.method == hyper::Method::POST && is_too_large(&body, shared.settings.max_body) {
-                return Err(GatewayError::TooLarge { limit: shared.settings.max_body });
+            if shared.is_draining() {
+                return Err(GatewayError::Draining);
+            }
+            // Nobody without a key has a body read.
+            if let Some(keys) = &**shared.keys.load() {
+                keys.check(secret(&head.headers))?;
             }
             let body = collect(body, shared.settings.max_body).await?;
             forward::forward(
                 shared,
                 &pool,
-                &forward::Asked { head: &head, body, endpoint, rule, arrived },
+                &forward::Asked {
+                    head: &head,
+                    body,
+                    endpoint,
+                    rule,
+                    arrived,
+                    with_key: shared.keys.load().is_none(),
+                },
             )
             .await
         }
@@ -168,12 +201,11 @@ pub(crate) fn secret(headers: &HeaderMap) -> Option<&str> {
     bearer.or_else(|| headers.get("x-api-key").and_then(|value| value.to_str().ok()))
 }
 
-fn is_too_large(body: &Incoming, limit: u64) -> bool {
-    body.size_hint().lower() > limit
-}
-
 /// The whole body; without a copy where it came in one piece.
 async fn collect(mut body: Incoming, limit: u64) -> Result<Bytes, GatewayError> {
+    if body.size_hint().lower() > limit {
+        return Err(GatewayError::TooLarge { limit });
+    }
     let expected = usize::try_from(body.size_hint().exact().unwrap_or(0)).unwrap_or(0);
     let collecting = async {
         let (mut first, mut all) = (Bytes::new(), BytesMut::new());
@@ -214,7 +246,7 @@ fn tags(routes: &Routes) -> String {
 /// 200 once every model has an instance that takes requests, and until draining starts.
 fn ready(shared: &Shared) -> Answer {
     let routes = shared.routes.load();
-    let draining = *shared.draining.borrow();
+    let draining = shared.is_draining();
     let ok = routes.is_ready() && !draining;
     let one = |name: String| {
         let ready = routes.serves(&name);

@@ -7,7 +7,7 @@ use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicI64;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinSet, LocalSet};
 
-use crate::handle::{Shared, handle};
+use crate::handle::{Phase, Shared, handle};
 use crate::health;
 use crate::keys::Keys;
 use crate::metrics::Metrics;
@@ -31,8 +31,12 @@ use crate::upstream::pool::Pool;
 
 /// A client that doesn't finish its headers in this time is let go.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// What is kept of a request that is read, for each connection. Heads are no longer.
+const MOST_BUFFERED: usize = 64 * 1024;
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 /// Connections that engines closed are let go of this often.
+/// Answers that are complete have so long to leave.
+const LAST_BYTES: Duration = Duration::from_secs(1);
 const SWEEP: Duration = Duration::from_secs(10);
 /// Whoever waits for room on an instance that has come up is seen to this often.
 const PUMP: Duration = Duration::from_millis(100);
@@ -52,7 +56,8 @@ impl Gateway {
                 routes: ArcSwap::default(),
                 keys: ArcSwap::default(),
                 metrics: Metrics::default(),
-                draining: watch::Sender::new(false),
+                phase: watch::Sender::new(Phase::Serving),
+                flights: AtomicU64::new(0),
                 retries: AtomicI64::new(10_000),
             }),
         }
@@ -93,27 +98,29 @@ impl Gateway {
 
     /// Ends [`Gateway::serve`] once what runs is answered.
     pub fn drain(&self) {
-        self.shared.draining.send_replace(true);
+        self.shared.phase.send_replace(Phase::Draining);
     }
 
-    /// Serves until [`Gateway::drain`], then finishes what runs, for at most `drain_limit`.
+    /// Serves until [`Gateway::drain`], then finishes what runs, for at most `drain_limit`. Meanwhile it is still
+    /// there to say that it is going.
     ///
     /// # Errors
     /// Where threads can't be started.
     pub async fn serve(&self, listener: TcpListener, drain_limit: Duration) -> io::Result<()> {
         let threads = thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let workers: Vec<Worker> = (0..threads)
-            .map(|number| Worker::start(number, &self.shared, drain_limit))
+            .map(|number| Worker::start(number, &self.shared))
             .collect::<io::Result<_>>()?;
         let mut beside = JoinSet::new();
         beside.spawn(pump(Arc::clone(&self.shared)));
         beside.spawn(health::watch(Arc::clone(&self.shared)));
-        let mut draining = self.shared.draining.subscribe();
         let mut turn = 0;
+        let drained = drained(&self.shared, drain_limit);
+        tokio::pin!(drained);
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
-                _ = draining.wait_for(|draining| *draining) => break,
+                () = drained.as_mut() => break,
             };
             match accepted.and_then(|(stream, peer)| Ok((stream.into_std()?, peer))) {
                 Ok(accepted) => {
@@ -129,12 +136,28 @@ impl Gateway {
             }
         }
         drop(listener);
+        self.shared.phase.send_replace(Phase::Ending);
         let threads: Vec<JoinHandle<()>> =
             workers.into_iter().map(|worker| worker.thread).collect();
         let ended =
             tokio::task::spawn_blocking(move || threads.into_iter().try_for_each(JoinHandle::join));
         let ended = ended.await.is_ok_and(|ended| ended.is_ok());
         if ended { Ok(()) } else { Err(io::Error::other("a thread of the gateway broke")) }
+    }
+}
+
+/// Waits until the gateway drains and nothing runs any more, or for too long.
+async fn drained(shared: &Shared, limit: Duration) {
+    let mut phase = shared.phase.subscribe();
+    // The sender lives as long as the gateway.
+    drop(phase.wait_for(|phase| *phase != Phase::Serving).await);
+    let nothing_runs = async {
+        while shared.flights.load(Ordering::Relaxed) > 0 {
+            tokio::time::sleep(PUMP).await;
+        }
+    };
+    if tokio::time::timeout(limit, nothing_runs).await.is_err() {
+        tracing::warn!("requests were still running when the time to drain was over");
     }
 }
 
@@ -155,11 +178,11 @@ struct Worker {
 }
 
 impl Worker {
-    fn start(number: usize, shared: &Arc<Shared>, drain_limit: Duration) -> io::Result<Self> {
+    fn start(number: usize, shared: &Arc<Shared>) -> io::Result<Self> {
         let (connections, accepted) = mpsc::unbounded_channel();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let shared = Arc::clone(shared);
-        let work = move || LocalSet::new().block_on(&runtime, work(shared, accepted, drain_limit));
+        let work = move || LocalSet::new().block_on(&runtime, work(shared, accepted));
         let thread = thread::Builder::new().name(format!("gateway-{number}")).spawn(work)?;
         Ok(Self { connections, thread })
     }
@@ -169,7 +192,6 @@ impl Worker {
 async fn work(
     shared: Arc<Shared>,
     mut accepted: mpsc::UnboundedReceiver<(std::net::TcpStream, SocketAddr)>,
-    drain_limit: Duration,
 ) {
     let pool = Pool::default();
     let mut connections = JoinSet::new();
@@ -186,10 +208,9 @@ async fn work(
             _ = sweep.tick() => pool.sweep(),
         }
     }
+    // Nothing runs any more: what is left are last bytes on their way, and clients that don't close.
     let ended = async { while connections.join_next().await.is_some() {} };
-    if tokio::time::timeout(drain_limit, ended).await.is_err() {
-        tracing::warn!("requests were still running when the time to drain was over");
-    }
+    drop(tokio::time::timeout(LAST_BYTES, ended).await);
 }
 
 /// Serves one connection, HTTP/1.1 or HTTP/2, plain or over TLS.
@@ -216,18 +237,24 @@ async fn serve_connection<S>(shared: Arc<Shared>, pool: Pool, stream: S, peer: S
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
-    let mut draining = shared.draining.subscribe();
+    let mut phase = shared.phase.subscribe();
+    // Whoever comes while the gateway drains is told so, once, and then closed.
+    let until = if *phase.borrow() == Phase::Serving { Phase::Draining } else { Phase::Ending };
     let service = service_fn(move |request| {
         let (shared, pool) = (Arc::clone(&shared), pool.clone());
         async move { Ok::<_, Infallible>(handle(shared, pool, request).await) }
     });
     let mut builder = auto::Builder::new(LocalExecutor);
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(MOST_BUFFERED);
     let connection = builder.serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        _ = draining.wait_for(|draining| *draining) => {
+        _ = phase.wait_for(|phase| *phase >= until) => {
             connection.as_mut().graceful_shutdown();
             connection.as_mut().await
         }

@@ -572,6 +572,7 @@ async fn keys_open_and_limit() {
     ];
     for (key, model, status, says) in rows {
         let answer = ask(served.address, &asked(key, model)).await;
+        assert!(!answer.contains("secret-"), "an engine doesn't see keys: {answer}");
         assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{key} {model}: {answer}");
         assert!(answer.contains(says), "{answer}");
     }
@@ -620,13 +621,19 @@ async fn draining_finishes_what_runs() {
         send(served.address, &request("POST", "/v1/completions", r#"{"model":"tiny"}"#)).await;
     read_until(&mut client, "data: a\n\n").await;
     served.gateway.drain();
-    while TcpStream::connect(served.address).await.is_ok() {
-        tokio::task::yield_now().await;
-    }
+    let (status, ready) = get(served.address, "/ready").await;
+    assert!(
+        status == "503" && ready.contains("\"draining\":true"),
+        "it says that it goes: {ready}"
+    );
+    let answer =
+        ask(served.address, &request("POST", "/v1/completions", r#"{"model":"tiny"}"#)).await;
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("gateway_draining"), "{answer}");
     assert!(!served.ended.is_finished(), "a request still runs");
     engine.go_on.send(()).unwrap();
     read_until(&mut client, "data: b\n\n").await;
     tokio::time::timeout(PATIENCE, served.ended).await.unwrap().unwrap().unwrap();
+    assert!(TcpStream::connect(served.address).await.is_err(), "nobody listens any more");
 }
 
 /// A request in flight on an instance that left the routes still counts, so that it is not stopped

@@ -12,8 +12,8 @@ use super::head::{self, AnswerHead, MOST_HEAD};
 
 /// An instance that takes no connection in this time takes none.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
-/// What is read at once, at most.
-pub(crate) const READ: usize = 16 * 1024;
+/// Of an answer's head so much is read at once.
+const READ: usize = 4 * 1024;
 
 /// A connection to an engine.
 #[derive(Debug)]

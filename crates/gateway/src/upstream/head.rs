@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 
 use bytes::BytesMut;
 use hyper::header::{
-    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, TE,
-    TRAILER, TRANSFER_ENCODING, UPGRADE,
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, HeaderMap, HeaderName,
+    HeaderValue, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 use hyper::http::request::Parts;
 use hyper::{StatusCode, Version};
@@ -61,34 +61,32 @@ fn named_hops(headers: &HeaderMap) -> Vec<String> {
     names.filter(|name| name != "close" && name != "keep-alive" && !name.is_empty()).collect()
 }
 
-/// Writes the head of a request to an engine. `more` are headers that the gateway sets.
+/// Headers with a client's key: where the gateway asks for one, it is none of an engine's business.
+fn is_secret(name: &HeaderName) -> bool {
+    *name == AUTHORIZATION || name.as_str() == "x-api-key"
+}
+
+/// Writes the head of a request to an engine, with the client's key or without it.
 pub(crate) fn write(
     out: &mut Vec<u8>,
     head: &Parts,
     address: SocketAddr,
     body: usize,
-    more: &[(&str, &str)],
+    with_key: bool,
 ) {
     let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
     let named = named_hops(&head.headers);
     // Writing to memory doesn't fail.
     drop(write!(out, "{} {path} HTTP/1.1\r\nhost: {address}\r\n", head.method));
     for (name, value) in &head.headers {
-        let is_set = || more.iter().any(|(set, _)| *set == name.as_str());
-        if is_hop_by_hop(name)
-            || *name == HOST
-            || named.iter().any(|named| named == name.as_str())
-            || is_set()
-        {
+        let is_named = || named.iter().any(|named| named == name.as_str());
+        if is_hop_by_hop(name) || *name == HOST || is_named() || (is_secret(name) && !with_key) {
             continue;
         }
         out.extend_from_slice(name.as_str().as_bytes());
         out.extend_from_slice(b": ");
         out.extend_from_slice(value.as_bytes());
         out.extend_from_slice(b"\r\n");
-    }
-    for (name, value) in more {
-        drop(write!(out, "{name}: {value}\r\n"));
     }
     drop(write!(out, "content-length: {body}\r\n\r\n"));
 }

@@ -10,7 +10,7 @@ use hyper::body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 
 use super::chunked::Chunked;
-use super::connection::{Connection, READ};
+use super::connection::Connection;
 use super::head::{AnswerHead, Framing};
 use super::pool::Pool;
 
@@ -107,7 +107,7 @@ impl<W: Witness> Relay<W> {
                 return Poll::Ready(Ok(None));
             }
             let connection = self.connection.as_mut().expect("it is there");
-            match poll_read(connection, context) {
+            match self.pool.poll_read(connection, context) {
                 Poll::Ready(Ok(0)) if matches!(self.rest, Rest::Close) => {
                     return Poll::Ready(Ok(None));
                 }
@@ -163,18 +163,6 @@ impl Rest {
                 Ok(out.freeze())
             }
             Self::Close => Ok(read.split().freeze()),
-        }
-    }
-}
-
-fn poll_read(connection: &mut Connection, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
-    let Connection { stream, read, .. } = connection;
-    read.reserve(READ);
-    loop {
-        ready!(stream.poll_read_ready(context))?;
-        match stream.try_read_buf(read) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            done => return Poll::Ready(done),
         }
     }
 }
