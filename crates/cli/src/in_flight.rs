@@ -52,7 +52,9 @@ impl Said {
     pub(crate) fn new(routes: &Path) -> io::Result<Self> {
         let folder = folder(routes);
         fs::create_dir_all(&folder)?;
-        Ok(Self(folder.join(format!("{}.json", std::process::id()))))
+        // Machines may share the folder, and have processes of the same number.
+        let now = berth_control::clock::now_ms();
+        Ok(Self(folder.join(format!("{}-{now}.json", std::process::id()))))
     }
 
     pub(crate) fn say(&self, gateway: &Gateway) -> io::Result<()> {

@@ -9,7 +9,7 @@ use berth_cluster::local::StateDir;
 use berth_control::controller::{InFlight, Turn};
 use berth_control::{Controller, Event, ExternalStatus, InstanceState, InstanceStatus};
 use berth_core::Plan;
-use berth_core::spec::{External, GatewaySpec, HeaderIs, RouteRule, TlsFiles};
+use berth_core::spec::{EngineKind, External, GatewaySpec, HeaderIs, RouteRule, TlsFiles};
 use berth_gateway::{Gateway, Instance, Rule, Settings, Table, UpstreamState, tls};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -171,7 +171,8 @@ fn publish(served: Served<'_>, turn: &Turn) {
             deployment: instance.deployment.clone(),
             weight: instance.weight,
             cache_tokens: instance.cache_tokens,
-            health_path: instance.health_path.clone(),
+            health_path: instance.engine.map(|engine| engine.health_path().to_owned()),
+            keeps_alive: instance.engine != Some(EngineKind::LlamaServer),
             ..Instance::new(model, id, address, state(instance.state))
         }
     };

@@ -10,6 +10,7 @@ use berth_core::inventory::{DeviceKind, InstanceId, Inventory, ProcessMemory, Ru
 use berth_core::ledger::{self, Evidence, LedgerEntry};
 use berth_core::plan::{Plan, PlannedDevice, PlannedInstance};
 use berth_core::reconcile::{Phase, with_rollbacks};
+use berth_core::spec::EngineKind;
 use berth_core::units::Bytes;
 use berth_engines::Diagnosis;
 use serde::Serialize;
@@ -92,8 +93,8 @@ pub struct InstanceStatus {
     pub weight: u32,
     /// Tokens that its cache holds, as planned.
     pub cache_tokens: Option<u64>,
-    /// Where its engine says whether it is well.
-    pub health_path: Option<String>,
+    /// Its engine; none for what the plan doesn't have.
+    pub engine: Option<EngineKind>,
     /// Its engine's process.
     pub pid: Option<u32>,
     /// What the operating system says it holds.
@@ -263,7 +264,7 @@ pub(crate) fn status_of(
         deployment: planned.deployment.clone(),
         weight: planned.weight,
         cache_tokens: planned.cache_tokens,
-        health_path: Some(planned.engine.health_path().to_owned()),
+        engine: Some(planned.engine),
         pid: running.map(|running| running.pid),
         memory: running.and_then(seen),
         doing: running.and_then(|running| running.doing.clone()),
@@ -292,7 +293,7 @@ fn leftovers(plan: Option<&Plan>, running: &[RunningInstance]) -> Vec<InstanceSt
         deployment: String::new(),
         weight: 1,
         cache_tokens: None,
-        health_path: None,
+        engine: None,
         pid: Some(running.pid),
         memory: seen(running),
         doing: None,

@@ -4,6 +4,7 @@
 //! The most important go first; among equals, whoever has been given the fewest tokens so far. A large request is
 //! passed over by smaller ones a few times only, and then room is kept for it.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -45,10 +46,18 @@ struct Waiting {
     given: HashMap<String, u64>,
 }
 
+/// A request that looks for room.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Turn {
+    pub(crate) asker: Asker,
+    pub(crate) wanted: Wanted,
+    /// The instances that could not answer it.
+    pub(crate) tried: Vec<String>,
+}
+
 #[derive(Debug)]
 struct Waiter {
-    asker: Asker,
-    wanted: Wanted,
+    turn: Turn,
     passed: u32,
     wake: oneshot::Sender<Chosen>,
 }
@@ -67,56 +76,50 @@ impl Queue {
     ///
     /// # Errors
     /// Where too many wait.
-    pub(crate) fn enter(
-        &self,
-        asker: Asker,
-        wanted: Wanted,
-    ) -> Result<oneshot::Receiver<Chosen>, Full> {
+    pub(crate) fn enter(&self, turn: Turn) -> Result<oneshot::Receiver<Chosen>, Full> {
         let mut waiting = self.lock();
         waiting.all.retain(|waiter| !waiter.wake.is_closed());
         if waiting.all.len() >= MOST_WAITING {
             return Err(Full);
         }
-        if waiting.all.is_empty() {
-            waiting.given.clear();
-        }
-        // Whoever comes later begins where the least served of the others is.
-        let least = waiting.given.values().copied().min().unwrap_or(0);
-        waiting.given.entry(asker.key.clone()).or_insert(least);
+        waiting.welcome(&turn.asker.key);
         let (wake, woken) = oneshot::channel();
-        waiting.all.push(Waiter { asker, wanted, passed: 0, wake });
+        waiting.all.push(Waiter { turn, passed: 0, wake });
         self.count.store(waiting.all.len(), Ordering::Relaxed);
         Ok(woken)
     }
 
-    /// Gives room to those who wait, as far as there is any.
+    /// Gives room to those who wait, as far as there is any. Where nobody is left who could have room, the wait is
+    /// over.
     pub(crate) fn pump(&self, model: &Model) {
         if self.len() == 0 {
             return;
         }
         let mut waiting = self.lock();
         waiting.all.retain(|waiter| !waiter.wake.is_closed());
-        let mut skipped = 0;
-        while let Some(at) = waiting.next(skipped) {
-            match balance::choose(model, &waiting.all[at].wanted, &[]) {
+        let (mut order, mut at) = (waiting.order(), 0);
+        while let Some(next) = order.get(at).copied() {
+            let Waiter { turn, passed, .. } = &waiting.all[next];
+            match balance::choose(model, &turn.wanted, &turn.tried) {
                 Ok(chosen) => {
-                    let waiter = waiting.all.remove(at);
-                    let given = waiting.given.entry(waiter.asker.key.clone()).or_default();
-                    *given = given.saturating_add(waiter.wanted.tokens);
-                    waiting.pass(&waiter);
-                    // Whoever has gone meanwhile leaves the room to the next.
-                    drop(waiter.wake.send(chosen));
+                    waiting.let_in(next, chosen);
+                    (order, at) = (waiting.order(), 0);
                 }
-                Err(Lack::Ready) => break,
-                Err(Lack::Room)
-                    if waiting.all[at].passed >= MOST_PASSED || skipped >= MOST_TRIED =>
-                {
-                    break;
+                Err(Lack::Ready) => {
+                    waiting.all.remove(next);
+                    (order, at) = (waiting.order(), 0);
                 }
-                Err(Lack::Room) => skipped += 1,
+                Err(Lack::Room) if *passed >= MOST_PASSED || at >= MOST_TRIED => break,
+                Err(Lack::Room) => at += 1,
             }
         }
         self.count.store(waiting.all.len(), Ordering::Relaxed);
+    }
+
+    /// Ends all waits: the model is gone.
+    pub(crate) fn dismiss(&self) {
+        self.lock().all.clear();
+        self.count.store(0, Ordering::Relaxed);
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
@@ -125,25 +128,41 @@ impl Queue {
 }
 
 impl Waiting {
-    /// Whose turn it is, but for so many.
-    fn next(&self, skipped: usize) -> Option<usize> {
-        let order = |at: &usize| {
-            let Asker { key, priority } = &self.all[*at].asker;
-            (std::cmp::Reverse(*priority), self.given.get(key).copied().unwrap_or(0), *at)
-        };
-        let mut turns: Vec<usize> = (0..self.all.len()).collect();
-        turns.sort_by_key(order);
-        turns.get(skipped).copied()
+    /// Whoever comes begins where the least served of those who wait is: neither behind for having been served
+    /// before, nor ahead for having been away.
+    fn welcome(&mut self, key: &str) {
+        let waits = |key: &String| self.all.iter().any(|waiter| waiter.turn.asker.key == *key);
+        let given: HashMap<String, u64> =
+            self.given.drain().filter(|(other, _)| waits(other)).collect();
+        self.given = given;
+        let least = self.given.values().copied().min().unwrap_or(0);
+        self.given.entry(key.to_owned()).or_insert(least);
     }
 
-    /// Notes who was passed over: those who came earlier and are as important.
-    fn pass(&mut self, by: &Waiter) {
-        let larger = self.all.iter_mut().filter(|waiter| {
-            waiter.asker.priority >= by.asker.priority && waiter.wanted.tokens > by.wanted.tokens
+    /// Whose turn it is, and who comes then.
+    fn order(&self) -> Vec<usize> {
+        let mut turns: Vec<usize> = (0..self.all.len()).collect();
+        turns.sort_by_cached_key(|at| {
+            let Asker { key, priority } = &self.all[*at].turn.asker;
+            (Reverse(*priority), self.given.get(key).copied().unwrap_or(0), *at)
         });
-        for waiter in larger {
+        turns
+    }
+
+    /// Lets one in, and notes whom it has passed.
+    fn let_in(&mut self, at: usize, chosen: Chosen) {
+        let Waiter { turn, wake, .. } = self.all.remove(at);
+        let (priority, tokens) = (turn.asker.priority, turn.wanted.tokens);
+        let given = self.given.entry(turn.asker.key).or_default();
+        *given = given.saturating_add(tokens);
+        let is_larger = |other: &&mut Waiter| {
+            other.turn.asker.priority >= priority && other.turn.wanted.tokens > tokens
+        };
+        for waiter in self.all.iter_mut().filter(is_larger) {
             waiter.passed += 1;
         }
+        // Whoever has gone meanwhile leaves the room to the next.
+        drop(wake.send(chosen));
     }
 }
 
@@ -170,7 +189,7 @@ mod tests {
             .map(|(key, tokens, priority)| {
                 let asker = Asker { key: (*key).to_owned(), priority: *priority };
                 let wanted = Wanted { tokens: *tokens, ..Wanted::default() };
-                Some(model.life.queue.enter(asker, wanted).unwrap())
+                Some(model.life.queue.enter(Turn { asker, wanted, tried: Vec::new() }).unwrap())
             })
             .collect();
         let (mut order, mut held) = (Vec::new(), Vec::new());
@@ -209,7 +228,7 @@ mod tests {
     #[test]
     fn no_more_than_so_many_wait() {
         let queue = Queue::default();
-        let enter = || queue.enter(Asker::default(), Wanted::default());
+        let enter = || queue.enter(Turn::default());
         let held: Vec<_> = (0..MOST_WAITING).map(|_| enter().unwrap()).collect();
         assert_eq!(enter().err(), Some(Full));
         drop(held);

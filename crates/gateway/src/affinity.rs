@@ -46,17 +46,22 @@ struct Generations {
 
 impl Affinity {
     /// The instance, as a number, that has seen the longest beginning of a prompt.
-    pub(crate) fn find(&self, beginnings: &Beginnings) -> Option<u64> {
+    ///
+    /// Each deployment has a `seed` of its own: what one of them has seen says nothing of the others.
+    pub(crate) fn find(&self, beginnings: &Beginnings, seed: u64) -> Option<u64> {
         if beginnings.count == 0 {
             return None;
         }
         let seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let place = |hash| seen.young.get(hash).or_else(|| seen.old.get(hash)).copied();
+        let place = |hash: &u64| {
+            let hash = hash ^ seed;
+            seen.young.get(&hash).or_else(|| seen.old.get(&hash)).copied()
+        };
         beginnings.all().iter().rev().find_map(place)
     }
 
     /// Notes where a prompt goes.
-    pub(crate) fn note(&self, beginnings: &Beginnings, place: u64) {
+    pub(crate) fn note(&self, beginnings: &Beginnings, seed: u64, place: u64) {
         if beginnings.count == 0 {
             return;
         }
@@ -65,12 +70,12 @@ impl Affinity {
             seen.old = std::mem::take(&mut seen.young);
         }
         for hash in beginnings.all() {
-            seen.young.insert(*hash, place);
+            seen.young.insert(hash ^ seed, place);
         }
     }
 }
 
-/// An instance as a number.
+/// An instance, or a deployment, as a number.
 pub(crate) fn place(id: &str) -> u64 {
     FixedState::default().hash_one(id)
 }
@@ -84,8 +89,8 @@ mod tests {
         let affinity = Affinity::default();
         let system = "s".repeat(300);
         let (one, two) = (system.clone() + &"a".repeat(2000), system.clone() + &"b".repeat(2000));
-        affinity.note(&Beginnings::of(one.as_bytes()), 1);
-        affinity.note(&Beginnings::of(two.as_bytes()), 2);
+        affinity.note(&Beginnings::of(one.as_bytes()), 0, 1);
+        affinity.note(&Beginnings::of(two.as_bytes()), 0, 2);
         let rows = [
             (one.clone() + "and so on", Some(1)),
             (two + "and so on", Some(2)),
@@ -95,7 +100,7 @@ mod tests {
         ];
         for (prompt, expected) in rows {
             assert_eq!(
-                affinity.find(&Beginnings::of(prompt.as_bytes())),
+                affinity.find(&Beginnings::of(prompt.as_bytes()), 0),
                 expected,
                 "{}",
                 prompt.len()
@@ -108,7 +113,7 @@ mod tests {
         let affinity = Affinity::default();
         for number in 0..100_000 {
             let prompt = format!("{number:0>300}");
-            affinity.note(&Beginnings::of(prompt.as_bytes()), 1);
+            affinity.note(&Beginnings::of(prompt.as_bytes()), 0, 1);
         }
         let seen = affinity.0.lock().unwrap();
         assert!(seen.young.len() <= GENERATION && seen.old.len() <= GENERATION);

@@ -38,91 +38,144 @@ pub(crate) enum Lack {
 const LEAN_PERCENT: u64 = 150;
 const LEAN_TOKENS: u64 = 4096;
 
-/// Chooses an instance of those that were not tried, and takes room on it. One that could not be reached just now is
-/// taken only where there is no other.
-pub(crate) fn choose(
-    model: &Model,
-    wanted: &Wanted,
-    tried: &[Arc<Upstream>],
-) -> Result<Chosen, Lack> {
-    let may =
-        |one: &Arc<Upstream>| one.is_ready() && !tried.iter().any(|tried| Arc::ptr_eq(tried, one));
-    let mut why = Lack::Ready;
-    for allows_out in [false, true] {
-        let is_open = |one: &&Arc<Upstream>| may(one) && one.is_out() == allows_out;
-        let mut groups: Vec<&Group> = model
-            .groups
-            .iter()
-            .filter(|group| group.upstreams.iter().any(|one| is_open(&one)))
-            .collect();
-        while !groups.is_empty() {
-            why = Lack::Room;
-            let group = groups.swap_remove(draw(&groups));
-            let open = group.upstreams.iter().filter(is_open);
-            if let Some(chosen) = within(model, open, wanted) {
-                return Ok(chosen);
-            }
+/// Chooses an instance of those that were not tried, and takes room on it. One that can't be reached just now, or is
+/// ill, is taken only where there is no other.
+pub(crate) fn choose(model: &Model, wanted: &Wanted, tried: &[String]) -> Result<Chosen, Lack> {
+    let may = |one: &&Arc<Upstream>| one.is_ready() && !tried.contains(&one.instance.id);
+    let groups = model.groups.iter();
+    let open = |group: &'_ Group| -> Vec<Arc<Upstream>> {
+        group.upstreams.iter().filter(may).filter(|one| !one.is_out()).cloned().collect()
+    };
+    let mut open: Vec<Open<'_>> =
+        groups.map(|group| Open { group, upstreams: open(group) }).collect();
+    if open.iter().all(|one| one.upstreams.is_empty()) {
+        for one in &mut open {
+            one.upstreams = one.group.upstreams.iter().filter(may).cloned().collect();
         }
     }
-    Err(why)
+    open.retain(|one| !one.upstreams.is_empty());
+    if open.is_empty() {
+        return Err(Lack::Ready);
+    }
+    while !open.is_empty() {
+        let drawn = open.swap_remove(draw(&open));
+        if let Some(chosen) = within(model, &drawn, wanted) {
+            return Ok(chosen);
+        }
+    }
+    Err(Lack::Room)
+}
+
+/// A deployment with those of its instances that may be chosen.
+struct Open<'a> {
+    group: &'a Group,
+    upstreams: Vec<Arc<Upstream>>,
 }
 
 /// One of the deployments, by their weights.
-fn draw(groups: &[&Group]) -> usize {
-    if groups.len() == 1 {
+fn draw(open: &[Open<'_>]) -> usize {
+    if open.len() == 1 {
         return 0;
     }
-    let all: u64 = groups.iter().map(|group| u64::from(group.weight)).sum();
+    let weight = |one: &Open<'_>| u64::from(one.group.weight);
+    let all: u64 = open.iter().map(weight).sum();
     if all == 0 {
-        return fastrand::usize(..groups.len());
+        return fastrand::usize(..open.len());
     }
     let mut at = fastrand::u64(..all);
-    let is_it = |group: &&Group| match at.checked_sub(u64::from(group.weight)) {
+    let is_it = |one: &Open<'_>| match at.checked_sub(weight(one)) {
         Some(rest) => {
             at = rest;
             false
         }
         None => true,
     };
-    groups.iter().position(is_it).unwrap_or(0)
+    open.iter().position(is_it).unwrap_or(0)
 }
 
 /// One of a deployment's instances, with room on it.
-fn within<'a>(
-    model: &Model,
-    open: impl Iterator<Item = &'a Arc<Upstream>> + Clone,
-    wanted: &Wanted,
-) -> Option<Chosen> {
-    let count = open.clone().count();
+fn within(model: &Model, open: &Open<'_>, wanted: &Wanted) -> Option<Chosen> {
+    let (all, seed) = (&open.upstreams, open.group.seed);
     let take = |upstream: &Arc<Upstream>| {
         let ticket = upstream.take(wanted.tokens)?;
-        if count > 1 {
-            model.life.affinity.note(&wanted.beginnings, place(&upstream.instance.id));
+        if all.len() > 1 {
+            model.life.affinity.note(&wanted.beginnings, seed, place(&upstream.instance.id));
         }
         Some(Chosen { upstream: Arc::clone(upstream), ticket })
     };
-    if count > 1
-        && let Some(chosen) = leaning(model, open.clone(), wanted).and_then(take)
-    {
+    if let [one] = all.as_slice() {
+        return take(one);
+    }
+    if let Some(chosen) = leaning(model, open, wanted).and_then(take) {
         return Some(chosen);
     }
-    let first = fastrand::usize(..count.max(1));
-    let mut second = fastrand::usize(..count.saturating_sub(1).max(1));
-    second += usize::from(second >= first);
-    let drawn = [open.clone().nth(first), open.clone().nth(second)].into_iter().flatten();
-    let less = drawn.min_by_key(|one| (one.tokens(), one.in_flight()))?;
+    let first = fastrand::usize(..all.len());
+    let second = (first + fastrand::usize(1..all.len())) % all.len();
+    let less =
+        [first, second].into_iter().min_by_key(|at| (all[*at].tokens(), all[*at].in_flight()))?;
     // Where the two that were drawn are full, another may have room.
-    take(less).or_else(|| open.into_iter().find_map(take))
+    take(&all[less]).or_else(|| all.iter().find_map(take))
 }
 
 /// The instance that has seen the prompt's beginning, unless it has much more to do than another.
-fn leaning<'a>(
-    model: &Model,
-    open: impl Iterator<Item = &'a Arc<Upstream>> + Clone,
-    wanted: &Wanted,
-) -> Option<&'a Arc<Upstream>> {
-    let seen = model.life.affinity.find(&wanted.beginnings)?;
-    let it = open.clone().find(|one| place(&one.instance.id) == seen)?;
-    let least = open.map(|one| one.tokens()).min()?;
-    (it.tokens() <= least * LEAN_PERCENT / 100 + LEAN_TOKENS).then_some(it)
+fn leaning<'a>(model: &Model, open: &'a Open<'_>, wanted: &Wanted) -> Option<&'a Arc<Upstream>> {
+    let seen = model.life.affinity.find(&wanted.beginnings, open.group.seed)?;
+    let it = open.upstreams.iter().find(|one| place(&one.instance.id) == seen)?;
+    let least = open.upstreams.iter().map(|one| one.tokens()).min()?;
+    (it.tokens() <= least.saturating_mul(LEAN_PERCENT) / 100 + LEAN_TOKENS).then_some(it)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::Metrics;
+    use crate::routes::Routes;
+    use crate::table::{Instance, Table, UpstreamState};
+
+    /// What becomes of a request for 10 tokens where two instances hold 10 each.
+    fn check(
+        prepare: impl Fn(&[Arc<Upstream>]) -> Vec<Ticket>,
+        tried: &[&str],
+        expected: Result<&str, Lack>,
+    ) {
+        let instance = |id: &str| Instance {
+            cache_tokens: Some(10),
+            ..Instance::new("m", id, ([127, 0, 0, 1], 1).into(), UpstreamState::Ready)
+        };
+        let table = Table { instances: vec![instance("a"), instance("b")], ..Table::default() };
+        let routes = Routes::new(table, &Routes::default(), &Metrics::default());
+        let model = routes.model("m").unwrap();
+        let upstreams: Vec<Arc<Upstream>> = model.upstreams().cloned().collect();
+        let _held = prepare(&upstreams);
+        let tried: Vec<String> = tried.iter().map(|id| (*id).to_owned()).collect();
+        let chosen = choose(model, &Wanted { tokens: 10, ..Wanted::default() }, &tried);
+        let chosen =
+            chosen.as_ref().map(|chosen| &*chosen.upstream.instance.id).map_err(|lack| *lack);
+        assert_eq!(chosen, expected, "tried {tried:?}");
+    }
+
+    #[test]
+    fn full_and_out_and_tried() {
+        let full = |at: usize| move |all: &[Arc<Upstream>]| vec![all[at].take(10).unwrap()];
+        check(full(0), &[], Ok("b"));
+        check(full(0), &["b"], Err(Lack::Room));
+        check(|_| Vec::new(), &["a", "b"], Err(Lack::Ready));
+        let out = |all: &[Arc<Upstream>]| {
+            all[0].put_out();
+            Vec::new()
+        };
+        check(out, &[], Ok("b"));
+        check(out, &["b"], Ok("a"));
+        // One that can't be reached is no help to those who wait for one that can.
+        let out_and_full = |all: &[Arc<Upstream>]| {
+            all[0].put_out();
+            vec![all[1].take(10).unwrap()]
+        };
+        check(out_and_full, &[], Err(Lack::Room));
+        let ill = |all: &[Arc<Upstream>]| {
+            all[1].set_ill(true);
+            Vec::new()
+        };
+        check(ill, &[], Ok("a"));
+    }
 }

@@ -144,6 +144,11 @@ impl GatewayError {
         }
     }
 
+    /// Whether the request was on its way to an instance already, or waiting for one.
+    pub(crate) fn is_of_a_flight(&self) -> bool {
+        self.is_of_a_model() && !matches!(self, Self::NotAllowed { .. } | Self::Limited { .. })
+    }
+
     /// Whether it concerns a model that there is: such requests are counted as the model's.
     pub(crate) fn is_of_a_model(&self) -> bool {
         matches!(

@@ -8,14 +8,31 @@ use std::time::Instant;
 use bytes::Bytes;
 use hyper::StatusCode;
 
+use crate::error::GatewayError;
 use crate::handle::Shared;
 use crate::keys::Admission;
 use crate::routes::{Model, Ticket};
 use crate::upstream::relay::Witness;
 
+/// A request that was taken, counted until its answer is complete: a gateway that drains waits for it.
+pub(crate) struct Underway(Arc<Shared>);
+
+impl Underway {
+    pub(crate) fn new(shared: &Arc<Shared>) -> Self {
+        shared.underway.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(shared))
+    }
+}
+
+impl Drop for Underway {
+    fn drop(&mut self) {
+        self.0.underway.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// A request from its admission to the last byte of its answer.
 pub(crate) struct Flight {
-    shared: Arc<Shared>,
+    underway: Underway,
     model: Arc<Model>,
     /// Room on an instance; given back at the end.
     ticket: Option<Ticket>,
@@ -33,6 +50,9 @@ pub(crate) struct Flight {
     ended: Option<&'static str>,
 }
 
+/// Of the last two pieces so much is looked at.
+const TAIL: usize = 1024;
+
 /// When what happened.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Times {
@@ -49,16 +69,15 @@ impl Times {
 
 impl Flight {
     pub(crate) fn new(
-        shared: Arc<Shared>,
+        underway: Underway,
         model: Arc<Model>,
         admission: Option<Admission>,
         prompt_tokens: u64,
         arrived: Instant,
     ) -> Self {
         model.life.metrics.in_flight.inc();
-        shared.flights.fetch_add(1, Ordering::Relaxed);
         Self {
-            shared,
+            underway,
             model,
             ticket: None,
             admission,
@@ -78,14 +97,21 @@ impl Flight {
         self.ticket = Some(ticket);
     }
 
+    /// Gives the room back: the instance could not answer.
+    pub(crate) fn let_go(&mut self) {
+        drop(self.ticket.take());
+        self.underway.0.pump(&self.model);
+    }
+
     /// The engine has begun to answer.
     pub(crate) fn answered(&mut self, status: StatusCode) {
         self.status = status;
     }
 
     /// It was refused before an engine answered.
-    pub(crate) fn refused(&mut self, code: &'static str) {
-        self.ended = Some(code);
+    pub(crate) fn refused(&mut self, error: &GatewayError) {
+        self.status = error.status();
+        self.ended = Some(error.code());
     }
 
     fn key(&self) -> &str {
@@ -94,9 +120,15 @@ impl Flight {
 
     /// Tokens of the prompt and of the answer: as the engine says, else as far as can be told.
     fn tokens(&self) -> (u64, u64) {
-        let said = |name: &str| self.tail.iter().rev().find_map(|piece| number_after(piece, name));
-        let prompt = said("\"prompt_tokens\":").or_else(|| said("\"input_tokens\":"));
-        let answer = said("\"completion_tokens\":").or_else(|| said("\"output_tokens\":"));
+        let [earlier, last] = &self.tail;
+        let tail = [
+            &earlier[earlier.len().saturating_sub(TAIL)..],
+            &last[last.len().saturating_sub(TAIL)..],
+        ]
+        .concat();
+        let said = |names: &[&str]| names.iter().find_map(|name| number_after(&tail, name));
+        let prompt = said(&["\"prompt_tokens\":", "\"input_tokens\":", "\"prompt_eval_count\":"]);
+        let answer = said(&["\"completion_tokens\":", "\"output_tokens\":", "\"eval_count\":"]);
         (prompt.unwrap_or(self.prompt_tokens), answer.unwrap_or(self.events.saturating_sub(1)))
     }
 
@@ -116,8 +148,10 @@ impl Witness for Flight {
         self.times.last = Instant::now();
         if self.times.first.is_none() {
             self.times.first = Some(self.times.last);
-            let waited = self.times.last.duration_since(self.times.arrived);
-            self.model.life.metrics.first_token.observe(waited.as_secs_f64());
+            if self.status.is_success() {
+                let waited = self.times.last.duration_since(self.times.arrived);
+                self.model.life.metrics.first_token.observe(waited.as_secs_f64());
+            }
         }
         self.events += memchr::memmem::find_iter(bytes, b"\n\n").count() as u64;
         self.tail.rotate_left(1);
@@ -140,7 +174,7 @@ impl Drop for Flight {
         match outcome {
             "ok" => metrics.ok.inc(),
             other => {
-                self.shared.metrics.count(&self.model.name, other);
+                self.underway.0.metrics.count(&self.model.name, other);
                 0
             }
         };
@@ -152,14 +186,19 @@ impl Drop for Flight {
                 metrics.inter_token.observe(gap);
             }
         }
-        let (prompt, answer) = if self.times.first.is_some() { self.tokens() } else { (0, 0) };
+        let (prompt, answer) = match (self.times.first, self.ended) {
+            (Some(_), _) if self.status.is_success() => self.tokens(),
+            // Whoever leaves before the first byte had the prompt worked on all the same.
+            (None, None) if self.ticket.is_some() => (self.prompt_tokens, 0),
+            _ => (0, 0),
+        };
         if prompt + answer > 0 {
-            self.shared.metrics.tokens(self.key(), &self.model.name, prompt, answer);
+            self.underway.0.metrics.tokens(self.key(), &self.model.name, prompt, answer);
         }
         if let Some(admission) = &mut self.admission {
             admission.settle(prompt + answer);
         }
-        if self.shared.settings.access_log {
+        if self.underway.0.settings.access_log {
             let (ms, key) = (self.times.arrived.elapsed().as_millis(), self.key());
             let (model, instance) = (&self.model.name, &self.instance);
             let status = self.status.as_u16();
@@ -167,8 +206,7 @@ impl Drop for Flight {
         }
         // Whoever waits for room may have it now.
         drop(self.ticket.take());
-        self.shared.pump(&self.model);
-        self.shared.flights.fetch_sub(1, Ordering::Relaxed);
+        self.underway.0.pump(&self.model);
     }
 }
 

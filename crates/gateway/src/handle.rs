@@ -2,8 +2,8 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -19,11 +19,12 @@ use tokio::sync::watch;
 
 use crate::endpoint::Endpoint;
 use crate::error::GatewayError;
-use crate::flight::Flight;
-use crate::forward;
+use crate::flight::{Flight, Underway};
+use crate::forward::{self, Asked};
 use crate::keys::Keys;
 use crate::metrics::Metrics;
 use crate::routes::{Model, Routes};
+use crate::rules;
 use crate::settings::Settings;
 use crate::upstream::pool::Pool;
 use crate::upstream::relay::Relay;
@@ -38,10 +39,10 @@ pub(crate) struct Shared {
     pub(crate) keys: ArcSwap<Option<Keys>>,
     pub(crate) metrics: Metrics,
     pub(crate) phase: watch::Sender<Phase>,
-    /// Requests that models answer now.
-    pub(crate) flights: AtomicU64,
-    /// Thousandths of another try that are left to all requests together.
-    pub(crate) retries: AtomicI64,
+    /// Requests that were taken and not answered yet.
+    pub(crate) underway: AtomicU64,
+    /// Held while routes are exchanged: what is in flight must not be lost between two who do.
+    pub(crate) changing: Mutex<()>,
 }
 
 /// How far a gateway is.
@@ -120,7 +121,7 @@ pub(crate) async fn handle(shared: Arc<Shared>, pool: Pool, request: Request<Inc
     let is_http1 = request.version() <= hyper::Version::HTTP_11;
     let mut answer = match answered(&shared, pool, request, arrived).await {
         Ok(answer) => answer,
-        Err(error) => refuse(&shared, &error),
+        Err(error) => refuse(&shared, &error, arrived),
     };
     if is_http1 && shared.is_draining() {
         answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
@@ -135,16 +136,15 @@ async fn answered(
     arrived: Instant,
 ) -> Result<Answer, GatewayError> {
     let (mut head, body) = request.into_parts();
-    let routes = shared.routes.load();
-    let rule = forward::rule(&routes, &mut head);
+    let rules = rules::of_head(&shared.routes.load().table.rules, &mut head);
     let path = head.uri.path();
     let endpoint = Endpoint::of(&head.method, path).ok_or_else(|| GatewayError::NoEndpoint {
         method: head.method.to_string(),
         path: path.to_owned(),
     })?;
-    drop(routes);
     match endpoint {
         Endpoint::Json | Endpoint::Form => {
+            let underway = Underway::new(shared);
             if shared.is_draining() {
                 return Err(GatewayError::Draining);
             }
@@ -153,19 +153,9 @@ async fn answered(
                 keys.check(secret(&head.headers))?;
             }
             let body = collect(body, shared.settings.max_body).await?;
-            forward::forward(
-                shared,
-                &pool,
-                &forward::Asked {
-                    head: &head,
-                    body,
-                    endpoint,
-                    rule,
-                    arrived,
-                    with_key: shared.keys.load().is_none(),
-                },
-            )
-            .await
+            let read = Instant::now();
+            let asked = Asked { head: &head, body, endpoint, rules, arrived, read };
+            forward::forward(shared, &pool, &asked, underway).await
         }
         Endpoint::Models => {
             with_key(shared, &head, || (StatusCode::OK, JSON, models(&shared.routes.load())))
@@ -197,7 +187,10 @@ fn with_key(
 /// The key that a request shows: OpenAI's way, or Anthropic's.
 pub(crate) fn secret(headers: &HeaderMap) -> Option<&str> {
     let bearer = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let bearer = bearer.and_then(|value| value.strip_prefix("Bearer ")).map(str::trim);
+    let bearer = bearer.and_then(|value| {
+        let (scheme, secret) = value.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then(|| secret.trim())
+    });
     bearer.or_else(|| headers.get("x-api-key").and_then(|value| value.to_str().ok()))
 }
 
@@ -258,10 +251,14 @@ fn ready(shared: &Shared) -> Answer {
     text(status, JSON, body)
 }
 
-/// What a client is told that is not answered. Requests of known models are counted where they are dropped.
-fn refuse(shared: &Shared, error: &GatewayError) -> Answer {
+/// What a client is told that is not answered. What got as far as a model is counted and logged with that.
+fn refuse(shared: &Shared, error: &GatewayError, arrived: Instant) -> Answer {
     if !error.is_of_a_model() {
         shared.metrics.count(NO_MODEL, error.code());
+    }
+    if shared.settings.access_log && !error.is_of_a_flight() {
+        let (status, ms) = (error.status().as_u16(), arrived.elapsed().as_millis());
+        tracing::info!(target: "berth::access", outcome = error.code(), status, ms);
     }
     let mut answer = text(error.status(), JSON, error.body());
     if let Some(seconds) = error.retry_after() {

@@ -1,7 +1,7 @@
 //! Whether engines are well, asked at their own endpoints: one that takes connections and answers nobody is found
 //! before requests wait for it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,37 +18,41 @@ const LIMIT: Duration = Duration::from_secs(3);
 /// Busy once is nothing.
 const MOST_MISSED: u32 = 2;
 
-/// Asks for ever.
+/// Asks for ever: each engine every so often, and none a second time before it has answered.
 pub(crate) async fn watch(shared: Arc<Shared>) {
     let mut missed: HashMap<String, u32> = HashMap::new();
+    let mut asked: HashSet<String> = HashSet::new();
+    let mut asking = JoinSet::new();
+    let mut turn = tokio::time::interval(EVERY);
     loop {
-        tokio::time::sleep(EVERY).await;
-        let mut asking = JoinSet::new();
-        for upstream in shared.routes.load().upstreams().filter(|one| one.is_ready()) {
-            if let Some(path) = upstream.instance.health_path.clone() {
-                let upstream = Arc::clone(upstream);
-                asking.spawn(async move {
-                    let is_well =
-                        tokio::time::timeout(LIMIT, ask(&upstream, &path)).await.unwrap_or(false);
-                    (upstream, is_well)
-                });
+        tokio::select! {
+            _ = turn.tick() => {
+                let routes = shared.routes.load();
+                for upstream in routes.upstreams().filter(|one| one.is_ready()) {
+                    let Some(path) = upstream.instance.health_path.clone() else { continue };
+                    if asked.insert(upstream.instance.id.clone()) {
+                        asking.spawn(answer(Arc::clone(upstream), path));
+                    }
+                }
+            }
+            Some(answer) = asking.join_next() => {
+                let Ok((upstream, is_well)) = answer else { continue };
+                let id = &upstream.instance.id;
+                asked.remove(id);
+                let count = if is_well { 0 } else { missed.get(id).copied().unwrap_or(0) + 1 };
+                match count {
+                    0 => drop(missed.remove(id)),
+                    _ => _ = missed.insert(id.clone(), count),
+                }
+                upstream.set_ill(count >= MOST_MISSED);
             }
         }
-        let mut now = HashMap::new();
-        while let Some(asked) = asking.join_next().await {
-            let Ok((upstream, is_well)) = asked else { continue };
-            if is_well {
-                upstream.take_back();
-                continue;
-            }
-            let count = missed.get(&upstream.instance.id).copied().unwrap_or(0) + 1;
-            if count >= MOST_MISSED {
-                upstream.put_out();
-            }
-            now.insert(upstream.instance.id.clone(), count);
-        }
-        missed = now;
     }
+}
+
+async fn answer(upstream: Arc<Upstream>, path: String) -> (Arc<Upstream>, bool) {
+    let is_well = tokio::time::timeout(LIMIT, ask(&upstream, &path)).await.unwrap_or(false);
+    (upstream, is_well)
 }
 
 async fn ask(upstream: &Upstream, path: &str) -> bool {

@@ -120,8 +120,10 @@ impl Keys {
             }
             let digest = digest_of(&spec.sha256);
             let digest = digest.ok_or_else(|| KeysError::NoDigest { file: file.clone(), name })?;
-            let used = used.get(spec.name.as_str()).map(|used| Arc::clone(used));
-            let used = used.unwrap_or_else(|| Arc::new(Mutex::new(Used::full(&spec))));
+            let used = match used.get(spec.name.as_str()) {
+                Some(used) => Arc::clone(used),
+                None => Arc::new(Mutex::new(Used::full(&spec))),
+            };
             by_digest.insert(digest, Arc::new(Key { spec, used }));
         }
         Ok(Self { by_digest })
@@ -163,6 +165,7 @@ impl Keys {
         used.at_once += 1;
         used.requests -= 1.0;
         used.tokens -= tokens as f64;
+        used.bound(spec);
         drop(used);
         Ok(Admission { key, charged: tokens })
     }
@@ -184,19 +187,27 @@ impl Keys {
 
 impl Used {
     fn full(spec: &KeySpec) -> Self {
-        let requests = spec.requests_per_minute.map_or(0.0, f64::from);
-        let tokens = spec.tokens_per_minute.map_or(0.0, |tokens| tokens as f64);
+        let requests = spec.requests_per_minute.map_or(f64::INFINITY, f64::from);
+        let tokens = spec.tokens_per_minute.map_or(f64::INFINITY, |tokens| tokens as f64);
         Self { requests, tokens, at_once: 0, filled: Instant::now() }
     }
 
-    /// Adds what has come since it was last filled.
+    /// Adds what has come since it was last filled. What isn't limited is never used up.
     fn fill(&mut self, spec: &KeySpec) {
         let minutes = self.filled.elapsed().as_secs_f64() / 60.0;
         self.filled = Instant::now();
-        let most = spec.requests_per_minute.map_or(0.0, f64::from);
-        self.requests = (self.requests + most * minutes).min(most);
-        let most = spec.tokens_per_minute.map_or(0.0, |tokens| tokens as f64);
-        self.tokens = (self.tokens + most * minutes).min(most);
+        let filled = |left: f64, most: Option<f64>| {
+            most.map_or(f64::INFINITY, |most| (left + most * minutes).min(most))
+        };
+        self.requests = filled(self.requests, spec.requests_per_minute.map(f64::from));
+        self.tokens = filled(self.tokens, spec.tokens_per_minute.map(|tokens| tokens as f64));
+    }
+
+    /// No debt is larger than a minute's worth.
+    fn bound(&mut self, spec: &KeySpec) {
+        if let Some(most) = spec.tokens_per_minute {
+            self.tokens = self.tokens.max(-(most as f64));
+        }
     }
 }
 
@@ -220,6 +231,7 @@ impl Admission {
     pub(crate) fn settle(&mut self, tokens: u64) {
         let mut used = self.key.used.lock().unwrap_or_else(PoisonError::into_inner);
         used.tokens += self.charged as f64 - tokens as f64;
+        used.bound(&self.key.spec);
         self.charged = tokens;
     }
 }
@@ -247,4 +259,41 @@ fn digest_of(text: &str) -> Option<[u8; 32]> {
         *byte = u8::from_str_radix(&text[at..at + 2], 16).ok()?;
     }
     Some(digest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How many of ten requests at once are let in, with these lines in the key's entry.
+    fn let_in(keys: &Keys) -> usize {
+        let admit = || keys.admit(Some("secret"), "m", 100);
+        (0..10).filter_map(|_| admit().ok()).collect::<Vec<_>>().len()
+    }
+
+    /// The file with these lines in the key's entry.
+    fn read(limits: &str, before: &Keys) -> Keys {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("keys.toml");
+        std::fs::write(&file, format!("{}{limits}", entry("a", "secret"))).unwrap();
+        Keys::read(&file, before).unwrap()
+    }
+
+    #[test]
+    fn limits_hold_from_when_they_are_set() {
+        let rows = [
+            ("", 10),
+            ("concurrency = 3", 3),
+            ("requests_per_minute = 4", 4),
+            ("tokens_per_minute = 250", 3),
+        ];
+        let unlimited = read("", &Keys::default());
+        for _ in 0..100 {
+            assert_eq!(let_in(&unlimited), 10);
+        }
+        for (limits, expected) in rows {
+            assert_eq!(let_in(&read(limits, &Keys::default())), expected, "{limits}, new");
+            assert_eq!(let_in(&read(limits, &unlimited)), expected, "{limits}, after none");
+        }
+    }
 }

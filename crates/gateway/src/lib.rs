@@ -10,7 +10,9 @@
 //! - `handle`: one request: which endpoint, and what is answered from here
 //! - `endpoint`: which paths there are
 //! - `peek`: model, prompt and size out of a body
+//! - `rules`: which rule a request meets
 //! - `forward`: to an instance, and to another where that one can't answer
+//! - `retry`: how often that may be
 //! - `balance`: which instance; `affinity`: where a prompt's beginning was seen
 //! - `admit`: requests that wait for room
 //! - `flight`: what a request holds, and what is counted of it
@@ -33,7 +35,9 @@ mod health;
 pub mod keys;
 pub mod metrics;
 mod peek;
+mod retry;
 pub mod routes;
+mod rules;
 mod serve;
 pub mod settings;
 pub mod table;

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use bytes::Bytes;
+use hyper::header::{CONTENT_TYPE, HeaderMap};
 
 use crate::GatewayError;
 
@@ -16,6 +17,8 @@ pub(crate) struct Peeked<'a> {
     model_at: Range<usize>,
     /// Where the prompt stands, whatever form it has.
     prompt_at: Range<usize>,
+    /// Its tokens, as far as bytes tell.
+    prompt_tokens: u64,
     /// The most tokens that the answer may have, where that is said.
     pub(crate) max_tokens: Option<u64>,
     /// Whether the name stands there plainly, and not as JSON.
@@ -25,14 +28,25 @@ pub(crate) struct Peeked<'a> {
 /// Some four bytes of a prompt are a token; of an answer that isn't bounded so many are expected.
 const BYTES_PER_TOKEN: u64 = 4;
 const ANSWER_TOKENS: u64 = 256;
+/// Longer answers are asked for by clients that don't know what they ask for.
+const MOST_ANSWER: u64 = 16_384;
+/// What an image or a sound in the body counts, however long it is written.
+const MEDIA_TOKENS: u64 = 1024;
+/// No count is larger: sums of them stay numbers.
+const MOST_TOKENS: u64 = u32::MAX as u64;
 /// Deeper bodies are refused: no request is, and engines refuse them too.
 const DEEPEST: u32 = 127;
 
 impl Peeked<'_> {
     /// Tokens of prompt and answer together, as far as they can be told without a tokenizer.
     pub(crate) fn tokens(&self) -> u64 {
-        let prompt = self.prompt_at.len() as u64 / BYTES_PER_TOKEN;
-        prompt.saturating_add(self.max_tokens.unwrap_or(ANSWER_TOKENS)).max(1)
+        let answer = self.max_tokens.map_or(ANSWER_TOKENS, |most| most.min(MOST_ANSWER));
+        (self.prompt_tokens + answer).clamp(1, MOST_TOKENS)
+    }
+
+    /// Tokens of the prompt.
+    pub(crate) fn prompt_tokens(&self) -> u64 {
+        self.prompt_tokens
     }
 
     /// The prompt, as it stands in the body.
@@ -72,7 +86,12 @@ pub(crate) fn peek(body: &[u8]) -> Result<Peeked<'_>, GatewayError> {
             scan.expect(b':', "a field has no value")?;
             scan.space();
             let value = scan.value()?;
-            match &*text(&body[key])? {
+            let key = text(&body[key])?;
+            if key.eq_ignore_ascii_case("model") && key != "model" {
+                // Some engines would take it for `model`, and run another one than was looked at.
+                return Err(bad("a field is called almost as `model` is"));
+            }
+            match &*key {
                 "model" if found.is_some() => return Err(bad("`model` is given twice")),
                 "model" => {
                     let raw = &body[value.clone()];
@@ -85,8 +104,9 @@ pub(crate) fn peek(body: &[u8]) -> Result<Peeked<'_>, GatewayError> {
                 }
                 "messages" | "prompt" | "input" | "query" | "contents" => prompt_at = value,
                 "max_tokens" | "max_completion_tokens" | "max_output_tokens" => {
-                    max_tokens =
+                    let most =
                         std::str::from_utf8(&body[value]).ok().and_then(|text| text.parse().ok());
+                    max_tokens = max_tokens.max(most);
                 }
                 _ => {}
             }
@@ -103,30 +123,66 @@ pub(crate) fn peek(body: &[u8]) -> Result<Peeked<'_>, GatewayError> {
         return Err(bad("something follows its end"));
     }
     let found = found.filter(|found| !found.model.is_empty()).ok_or(GatewayError::NoModel)?;
-    Ok(Peeked { prompt_at, max_tokens, ..found })
+    let prompt_tokens = tokens_of(&body[prompt_at.clone()]);
+    Ok(Peeked { prompt_at, prompt_tokens, max_tokens, ..found })
+}
+
+/// Tokens of a prompt as it stands in a body. What is written as a `data:` URL is no text.
+fn tokens_of(prompt: &[u8]) -> u64 {
+    const MEDIA: &[u8] = b"\"data:";
+    let (mut text, mut media) = (prompt.len() as u64, 0);
+    let mut at = 0;
+    while let Some(found) = memchr::memmem::find(&prompt[at..], MEDIA) {
+        let start = at + found + 1;
+        let length = memchr::memchr(b'"', &prompt[start..]).unwrap_or(prompt.len() - start);
+        text -= length as u64;
+        media += MEDIA_TOKENS;
+        at = start + length;
+    }
+    (text / BYTES_PER_TOKEN + media).min(MOST_TOKENS)
 }
 
 /// What a form with files (RFC 7578) says: the field `model`, wherever it stands.
 ///
 /// # Errors
-/// Where it has none, or two.
-pub(crate) fn form(body: &[u8]) -> Result<Peeked<'_>, GatewayError> {
-    const FIELD: &[u8] = b"name=\"model\"";
+/// Where it is no form, or hasn't one model.
+pub(crate) fn form<'a>(body: &'a [u8], headers: &HeaderMap) -> Result<Peeked<'a>, GatewayError> {
     const HEAD_END: &[u8] = b"\r\n\r\n";
-    let mut found = memchr::memmem::find_iter(body, FIELD);
-    let at = found.next().ok_or(GatewayError::NoModel)? + FIELD.len();
-    if found.next().is_some() {
-        return Err(bad("`model` is given twice"));
+    let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    let boundary = parameter(kind, "boundary").ok_or_else(|| bad("the form has no boundary"))?;
+    let mark = format!("--{boundary}");
+    let marks: Vec<usize> = memchr::memmem::find_iter(body, &mark).collect();
+    let mut found = None;
+    for (mark_at, next) in marks.iter().zip(marks.iter().skip(1)) {
+        let part = mark_at + mark.len()..*next;
+        let Some(head) = memchr::memmem::find(&body[part.clone()], HEAD_END) else { continue };
+        let lines = String::from_utf8_lossy(&body[part.start..part.start + head]).into_owned();
+        let is_model = lines.lines().any(|line| {
+            line.split_once(':').is_some_and(|(name, value)| {
+                name.trim().eq_ignore_ascii_case("content-disposition")
+                    && parameter(value, "name")
+                        .is_some_and(|name| name.eq_ignore_ascii_case("model"))
+            })
+        });
+        if !is_model {
+            continue;
+        }
+        let value = part.start + head + HEAD_END.len()..part.end.saturating_sub(2);
+        if found.replace(value).is_some() {
+            return Err(bad("`model` is given twice"));
+        }
     }
-    let head = memchr::memmem::find(&body[at..], HEAD_END).ok_or(GatewayError::NoModel)?;
-    let start = at + head + HEAD_END.len();
-    let end = memchr::memmem::find(&body[start..], b"\r\n").ok_or(GatewayError::NoModel)? + start;
-    let model = std::str::from_utf8(&body[start..end]).map_err(|_| bad("`model` is not UTF-8"))?;
-    if model.is_empty() {
-        return Err(GatewayError::NoModel);
-    }
-    let model = Cow::Borrowed(model);
-    Ok(Peeked { model, model_at: start..end, prompt_at: 0..0, max_tokens: None, is_form: true })
+    let model_at = found.filter(|at| !at.is_empty()).ok_or(GatewayError::NoModel)?;
+    let model = std::str::from_utf8(&body[model_at.clone()]);
+    let model = Cow::Borrowed(model.map_err(|_| bad("`model` is not UTF-8"))?);
+    Ok(Peeked { model, model_at, is_form: true, ..Peeked::default() })
+}
+
+/// A parameter of a header's value, as in `form-data; name="model"`.
+fn parameter<'a>(value: &'a str, name: &str) -> Option<&'a str> {
+    let parameters = value.split(';').skip(1).filter_map(|one| one.trim().split_once('='));
+    let mut named = parameters.filter(|(key, _)| key.eq_ignore_ascii_case(name));
+    named.next().map(|(_, value)| value.trim_matches('"')).filter(|value| !value.is_empty())
 }
 
 fn bad(why: &str) -> GatewayError {
@@ -268,6 +324,7 @@ mod tests {
             (r#"{"model":["a"]}"#, Err("invalid_json")),
             (r#"{"model":"a","model":"b"}"#, Err("invalid_json")),
             (r#"{"model":"a","mode\u006c":"b"}"#, Err("invalid_json")),
+            (r#"{"model":"a","Model":"b"}"#, Err("invalid_json")),
             (r#"{"model":"tiny""#, Err("invalid_json")),
             (r#"{"model":"tiny\"#, Err("invalid_json")),
             (r#"{"model":"tiny"} x"#, Err("invalid_json")),
@@ -308,6 +365,47 @@ mod tests {
         let body = br#"{"model":"a","prompt":"0123456789","max_tokens":100}"#;
         let peeked = peek(body).unwrap();
         assert_eq!((peeked.tokens(), peeked.prompt(body)), (103, &br#""0123456789""#[..]));
+        let image = format!(r#""data:image/png;base64,{}""#, "A".repeat(100_000));
+        for (body, expected) in [
+            (
+                format!(r#"{{"model":"a","messages":[{image}, {image}],"max_tokens":1}}"#),
+                2 * 1024 + 2 + 1,
+            ),
+            (r#"{"model":"a","max_tokens":1,"max_completion_tokens":50}"#.to_owned(), 50),
+            (r#"{"model":"a","max_tokens":18446744073709551615}"#.to_owned(), MOST_ANSWER),
+            (r#"{"model":"a"}"#.to_owned(), ANSWER_TOKENS),
+        ] {
+            assert_eq!(
+                peek(body.as_bytes()).unwrap().tokens(),
+                expected,
+                "{}",
+                &body[..40.min(body.len())]
+            );
+        }
+    }
+
+    #[test]
+    fn a_form_names_its_model_in_a_field() {
+        let check = |kind: &str, body: &str, expected: Result<&str, &str>| {
+            let mut headers = HeaderMap::new();
+            headers.insert(CONTENT_TYPE, kind.parse().unwrap());
+            let found = form(body.as_bytes(), &headers);
+            let found = found.as_ref().map(|found| &*found.model).map_err(GatewayError::code);
+            assert_eq!(found, expected, "{body}");
+        };
+        const KIND: &str = "multipart/form-data; boundary=\"x\"";
+        let field = |head: &str, value: &str| {
+            format!("--x\r\nContent-Disposition: form-data; {head}\r\n\r\n{value}\r\n")
+        };
+        let file = field("filename=\"model\"; name=\"file\"", "name=\"model\"\r\n\r\nno");
+        let ear = field("name=\"model\"", "ear");
+        check(KIND, &format!("{file}{ear}--x--\r\n"), Ok("ear"));
+        check(KIND, &format!("{}{file}--x--", field("name=model", "ear")), Ok("ear"));
+        check(KIND, &format!("{ear}{ear}--x--"), Err("invalid_json"));
+        check(KIND, &format!("{file}--x--"), Err("model_missing"));
+        check(KIND, &format!("{}--x--", field("name=\"model\"", "")), Err("model_missing"));
+        check(KIND, "--x--x--x", Err("model_missing"));
+        check("multipart/form-data", &ear, Err("invalid_json"));
     }
 
     proptest! {

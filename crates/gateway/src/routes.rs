@@ -1,14 +1,15 @@
 //! What the table comes to while requests run: instances with what is in flight on them.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
 use crate::admit::Queue;
-use crate::affinity::Affinity;
+use crate::affinity::{Affinity, place};
 use crate::metrics::{Metrics, OfModel};
-use crate::table::{Instance, Rule, Table, UpstreamState};
+use crate::retry::Budget;
+use crate::table::{Instance, Table, UpstreamState};
 
 /// All models by the name that clients ask for. It is replaced as a whole.
 #[derive(Debug, Default)]
@@ -16,7 +17,6 @@ pub struct Routes {
     models: HashMap<String, Arc<Model>>,
     /// Instances that left with requests in flight.
     leaving: Vec<Arc<Upstream>>,
-    pub(crate) rules: Vec<Rule>,
     /// What they were made of.
     pub(crate) table: Table,
 }
@@ -36,12 +36,15 @@ pub(crate) struct Life {
     pub(crate) metrics: OfModel,
     pub(crate) queue: Queue,
     pub(crate) affinity: Affinity,
+    pub(crate) budget: Budget,
 }
 
 /// The instances of one deployment.
 #[derive(Debug)]
 pub(crate) struct Group {
     pub(crate) weight: u32,
+    /// Its name as a number.
+    pub(crate) seed: u64,
     pub(crate) upstreams: Vec<Arc<Upstream>>,
 }
 
@@ -61,6 +64,8 @@ pub(crate) struct Load {
     tokens: AtomicU64,
     /// Milliseconds of the gateway's life until which it is only chosen where there is no other.
     out_until_ms: AtomicU64,
+    /// Whether its engine says that it isn't well, or says nothing.
+    is_ill: AtomicBool,
 }
 
 /// An instance that could not be reached is passed over for this long.
@@ -87,7 +92,11 @@ impl Routes {
             here.push(instance.id.clone());
             let groups = models.entry(instance.model.clone()).or_default();
             let group = groups.entry(instance.deployment.clone());
-            let group = group.or_insert(Group { weight: instance.weight, upstreams: Vec::new() });
+            let group = group.or_insert(Group {
+                weight: instance.weight,
+                seed: place(&instance.deployment),
+                upstreams: Vec::new(),
+            });
             group.upstreams.push(Arc::new(Upstream { instance, load }));
         }
         let is_leaving =
@@ -101,7 +110,12 @@ impl Routes {
             let life = before.models.get(&name).map(|model| Arc::clone(&model.life));
             let life = life.unwrap_or_else(|| {
                 let metrics = metrics.of_model(&name);
-                Arc::new(Life { metrics, queue: Queue::default(), affinity: Affinity::default() })
+                Arc::new(Life {
+                    metrics,
+                    queue: Queue::default(),
+                    affinity: Affinity::default(),
+                    budget: Budget::default(),
+                })
             });
             let groups = groups.into_values().collect();
             (name.clone(), Arc::new(Model { name, groups, life }))
@@ -112,7 +126,12 @@ impl Routes {
                 models.entry(alias.clone()).or_insert(model);
             }
         }
-        Self { models, leaving, rules: table.rules.clone(), table }
+        for (name, model) in &before.models {
+            if !models.contains_key(name) {
+                model.life.queue.dismiss();
+            }
+        }
+        Self { models, leaving, table }
     }
 
     /// Whether instances have left and were kept for what is in flight on them.
@@ -149,7 +168,9 @@ impl Routes {
 
     /// Whether every model has an instance that takes requests.
     pub(crate) fn is_ready(&self) -> bool {
-        self.models.keys().all(|name| self.serves(name))
+        // A model without instances has left, but for what is in flight.
+        let mut there = self.models.iter().filter(|(_, model)| !model.groups.is_empty());
+        there.all(|(name, _)| self.serves(name))
     }
 
     /// Requests in flight on each instance that has any.
@@ -209,17 +230,17 @@ impl Upstream {
         self.load.out_until_ms.store(now_ms() + OUT_MS, Ordering::Relaxed);
     }
 
-    /// Notes that it is well.
-    pub(crate) fn take_back(&self) {
-        self.load.out_until_ms.store(0, Ordering::Relaxed);
+    /// Notes what its engine says of itself. One that is well again gets requests at once.
+    pub(crate) fn set_ill(&self, is_ill: bool) {
+        if self.load.is_ill.swap(is_ill, Ordering::Relaxed) && !is_ill {
+            self.load.out_until_ms.store(0, Ordering::Relaxed);
+        }
     }
 
-    /// Whether it could not be reached just now.
+    /// Whether it is ill, or could not be reached just now.
     pub(crate) fn is_out(&self) -> bool {
-        match self.load.out_until_ms.load(Ordering::Relaxed) {
-            0 => false,
-            until => now_ms() < until,
-        }
+        let until = self.load.out_until_ms.load(Ordering::Relaxed);
+        self.load.is_ill.load(Ordering::Relaxed) || (until > 0 && now_ms() < until)
     }
 }
 

@@ -3,11 +3,13 @@
 //! Each processor has a thread with a runtime of its own: what a connection needs is not shared, and not locked.
 //! Connections are handed out to the threads in turn.
 
+use std::cell::Cell;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -33,10 +35,12 @@ use crate::upstream::pool::Pool;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 /// What is kept of a request that is read, for each connection. Heads are no longer.
 const MOST_BUFFERED: usize = 64 * 1024;
+/// A client that takes nothing for this long has gone.
+const STALLED_MS: u32 = 120_000;
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
-/// Connections that engines closed are let go of this often.
 /// Answers that are complete have so long to leave.
 const LAST_BYTES: Duration = Duration::from_secs(1);
+/// Connections that engines closed are let go of this often.
 const SWEEP: Duration = Duration::from_secs(10);
 /// Whoever waits for room on an instance that has come up is seen to this often.
 const PUMP: Duration = Duration::from_millis(100);
@@ -57,19 +61,17 @@ impl Gateway {
                 keys: ArcSwap::default(),
                 metrics: Metrics::default(),
                 phase: watch::Sender::new(Phase::Serving),
-                flights: AtomicU64::new(0),
-                retries: AtomicI64::new(10_000),
+                underway: AtomicU64::new(0),
+                changing: Mutex::default(),
             }),
         }
     }
 
     /// Replaces the routes, and says whether they are others. Requests in flight go on.
     pub fn set_table(&self, table: Table) -> bool {
-        let before = self.shared.routes.load();
-        let is_new = before.table != table;
-        if is_new || before.has_leaving() {
-            let routes = Routes::new(table, &before, &self.shared.metrics);
-            self.shared.routes.store(Arc::new(routes));
+        let is_new = self.shared.routes.load().table != table;
+        if is_new {
+            self.shared.exchange(|_| table);
         }
         is_new
     }
@@ -152,7 +154,7 @@ async fn drained(shared: &Shared, limit: Duration) {
     // The sender lives as long as the gateway.
     drop(phase.wait_for(|phase| *phase != Phase::Serving).await);
     let nothing_runs = async {
-        while shared.flights.load(Ordering::Relaxed) > 0 {
+        while shared.underway.load(Ordering::Relaxed) > 0 {
             tokio::time::sleep(PUMP).await;
         }
     };
@@ -161,13 +163,26 @@ async fn drained(shared: &Shared, limit: Duration) {
     }
 }
 
-/// Sees to those who wait, whatever happened.
+/// Sees to those who wait, whatever happened, and forgets instances that have left and ended.
 async fn pump(shared: Arc<Shared>) {
     loop {
         tokio::time::sleep(PUMP).await;
+        if shared.routes.load().has_leaving() {
+            shared.exchange(|before| before.table.clone());
+        }
         for model in shared.routes.load().models() {
             model.life.queue.pump(model);
         }
+    }
+}
+
+impl Shared {
+    /// Exchanges the routes for those of another table.
+    fn exchange(&self, table: impl FnOnce(&Routes) -> Table) {
+        let _one_at_a_time = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.routes.load();
+        let routes = Routes::new(table(&before), &before, &self.metrics);
+        self.routes.store(Arc::new(routes));
     }
 }
 
@@ -221,8 +236,9 @@ async fn connection(
     peer: SocketAddr,
 ) {
     let Ok(stream) = TcpStream::from_std(stream) else { return };
-    // Small chunks of a stream leave at once.
+    // Small chunks of a stream leave at once; and a client that takes nothing any more is gone, though it says nothing.
     drop(stream.set_nodelay(true));
+    _ = rustix::net::sockopt::set_tcp_user_timeout(&stream, STALLED_MS);
     match shared.settings.tls.clone() {
         None => serve_connection(shared, pool, stream, peer).await,
         Some(tls) => match tokio::time::timeout(HANDSHAKE_LIMIT, tls.accept(stream)).await {
@@ -240,7 +256,10 @@ where
     let mut phase = shared.phase.subscribe();
     // Whoever comes while the gateway drains is told so, once, and then closed.
     let until = if *phase.borrow() == Phase::Serving { Phase::Draining } else { Phase::Ending };
+    let has_asked = Rc::new(Cell::new(false));
+    let asked = Rc::clone(&has_asked);
     let service = service_fn(move |request| {
+        asked.set(true);
         let (shared, pool) = (Arc::clone(&shared), pool.clone());
         async move { Ok::<_, Infallible>(handle(shared, pool, request).await) }
     });
@@ -250,10 +269,14 @@ where
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
         .max_buf_size(MOST_BUFFERED);
+    builder.http2().timer(TokioTimer::new()).keep_alive_interval(HEADER_TIMEOUT);
     let connection = builder.serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
+    let first_request = tokio::time::sleep(HEADER_TIMEOUT);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
+        // Which version is spoken is only known with the first bytes, and their time is not limited.
+        () = async { first_request.await; if has_asked.get() { std::future::pending::<()>().await } } => return,
         _ = phase.wait_for(|phase| *phase >= until) => {
             connection.as_mut().graceful_shutdown();
             connection.as_mut().await

@@ -45,6 +45,13 @@ pub struct Instance {
     /// Where its engine says whether it is well; it isn't asked where there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health_path: Option<String>,
+    /// Whether connections to its engine are kept. llama-server has a thread for each one, and few of them.
+    #[serde(default = "yes")]
+    pub keeps_alive: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 fn one() -> u32 {
@@ -64,6 +71,7 @@ impl Instance {
             weight: 1,
             cache_tokens: None,
             health_path: None,
+            keeps_alive: true,
         }
     }
 }

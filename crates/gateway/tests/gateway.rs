@@ -493,6 +493,11 @@ async fn requests_go_where_the_table_says() {
                 ..Rule::default()
             },
             Rule {
+                model: Some("nobody asks for it".to_owned()),
+                to: "large".to_owned(),
+                ..Rule::default()
+            },
+            Rule {
                 header: Some(("x-custom".to_owned(), "kept".to_owned())),
                 model: Some("canary".to_owned()),
                 to: "small".to_owned(),
@@ -532,7 +537,9 @@ async fn forms_with_files_name_their_model_too() {
     let served = serve_table(table([instance]), Settings::default()).await;
     let body = "--x\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a.wav\"\r\n\r\nRIFF\r\n\
                 --x\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\near\r\n--x--\r\n";
-    let answer = ask(served.address, &request("POST", "/v1/audio/transcriptions", body)).await;
+    let text = request("POST", "/v1/audio/transcriptions", body);
+    let text = text.replace("x-custom: kept", "content-type: multipart/form-data; boundary=x");
+    let answer = ask(served.address, &text).await;
     assert!(answer.contains("\r\n\r\nowner/ear\r\n--x--"), "{answer}");
 }
 
@@ -650,8 +657,14 @@ async fn requests_on_a_leaving_instance_are_counted() {
     let answer =
         ask(served.address, &request("POST", "/v1/completions", r#"{"model":"tiny"}"#)).await;
     assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    assert_eq!(
+        get(served.address, "/ready").await.0,
+        "200",
+        "what has left keeps nobody from being ready"
+    );
     engine.go_on.send(()).unwrap();
     read_until(&mut client, "0\r\n\r\n").await;
-    served.gateway.set_table(Table::default());
-    assert_eq!(served.gateway.routes().names(), Vec::<String>::new());
+    while served.gateway.routes().names() != Vec::<String>::new() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }

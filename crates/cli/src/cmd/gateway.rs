@@ -59,7 +59,8 @@ pub(crate) fn run(state: &Path, args: &GatewayArgs) -> Result<ExitCode, Failure>
 /// Takes up the routes whenever they change, and says what is in flight. A file that is broken changes nothing.
 async fn follow(gateway: Gateway, routes: PathBuf) {
     let said = Said::new(&routes);
-    let mut seen = changed(&routes);
+    // What changed since it was read first is taken up at the first turn.
+    let mut seen = None;
     loop {
         tokio::time::sleep(LOOK).await;
         let now = changed(&routes);

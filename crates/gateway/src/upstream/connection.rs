@@ -22,8 +22,6 @@ pub(crate) struct Connection {
     pub(crate) stream: TcpStream,
     /// What was read and not used yet.
     pub(crate) read: BytesMut,
-    /// Whether it has carried an exchange before: then the engine may be closing it just now.
-    pub(crate) is_used: bool,
 }
 
 impl Connection {
@@ -31,7 +29,7 @@ impl Connection {
     pub(crate) async fn open(address: SocketAddr) -> io::Result<Self> {
         let stream = tokio::time::timeout(CONNECT_LIMIT, TcpStream::connect(address)).await??;
         stream.set_nodelay(true)?;
-        Ok(Self { address, stream, read: BytesMut::new(), is_used: false })
+        Ok(Self { address, stream, read: BytesMut::new() })
     }
 
     /// Whether the engine has neither closed it nor said anything that nobody asked for.

@@ -66,13 +66,22 @@ fn is_secret(name: &HeaderName) -> bool {
     *name == AUTHORIZATION || name.as_str() == "x-api-key"
 }
 
-/// Writes the head of a request to an engine, with the client's key or without it.
+/// How a request is passed on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Passing {
+    /// With the client's key: where the gateway itself asks for none.
+    pub(crate) with_key: bool,
+    /// Over a connection that is kept.
+    pub(crate) keeps_alive: bool,
+}
+
+/// Writes the head of a request to an engine.
 pub(crate) fn write(
     out: &mut Vec<u8>,
     head: &Parts,
     address: SocketAddr,
     body: usize,
-    with_key: bool,
+    passing: Passing,
 ) {
     let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
     let named = named_hops(&head.headers);
@@ -80,13 +89,20 @@ pub(crate) fn write(
     drop(write!(out, "{} {path} HTTP/1.1\r\nhost: {address}\r\n", head.method));
     for (name, value) in &head.headers {
         let is_named = || named.iter().any(|named| named == name.as_str());
-        if is_hop_by_hop(name) || *name == HOST || is_named() || (is_secret(name) && !with_key) {
+        if is_hop_by_hop(name)
+            || *name == HOST
+            || is_named()
+            || (is_secret(name) && !passing.with_key)
+        {
             continue;
         }
         out.extend_from_slice(name.as_str().as_bytes());
         out.extend_from_slice(b": ");
         out.extend_from_slice(value.as_bytes());
         out.extend_from_slice(b"\r\n");
+    }
+    if !passing.keeps_alive {
+        out.extend_from_slice(b"connection: close\r\n");
     }
     drop(write!(out, "content-length: {body}\r\n\r\n"));
 }

@@ -55,7 +55,6 @@ impl Pool {
         let mut idle = self.idle.borrow_mut();
         let idle = idle.entry(connection.address).or_default();
         if idle.len() < MOST_IDLE {
-            connection.is_used = true;
             idle.push(connection);
         }
     }

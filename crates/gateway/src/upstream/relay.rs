@@ -29,7 +29,8 @@ pub(crate) struct Relay<W: Witness> {
     pool: Pool,
     rest: Rest,
     is_reusable: bool,
-    is_event_stream: bool,
+    /// What ends a stream of events that broke off; none in any other body.
+    broken_event: Option<&'static [u8]>,
     idle: Idle,
     witness: W,
 }
@@ -71,7 +72,7 @@ impl<W: Witness> Relay<W> {
         head: &AnswerHead,
         pool: Pool,
         idle_limit: Duration,
-        witness: W,
+        (broken_event, witness): (&'static [u8], W),
     ) -> Self {
         let rest = match head.framing {
             Framing::Length(length) => Rest::Length(length),
@@ -83,7 +84,9 @@ impl<W: Witness> Relay<W> {
             pool,
             rest,
             is_reusable: head.is_reusable,
-            is_event_stream: head.is_event_stream,
+            // Where a length was said there is no room for one more event.
+            broken_event: Some(broken_event)
+                .filter(|_| head.is_event_stream && !matches!(head.framing, Framing::Length(_))),
             idle: Idle::new(idle_limit),
             witness,
         }
@@ -136,15 +139,20 @@ impl<W: Witness> Relay<W> {
     fn broken(&mut self, error: io::Error) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         self.connection = None;
         self.witness.ended(Err(&error));
-        match self.is_event_stream {
-            true => Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(BROKEN_EVENT))))),
-            false => Poll::Ready(Some(Err(error))),
-        }
+        Poll::Ready(Some(match self.broken_event {
+            Some(event) => Ok(Frame::data(Bytes::from_static(event))),
+            None => Err(error),
+        }))
     }
 }
 
-/// The event that ends a stream that broke off. The blank line before it ends an event that is not complete.
-const BROKEN_EVENT: &[u8] =
+/// The event that ends a stream of Anthropic's messages that broke off.
+pub(crate) const BROKEN_MESSAGE: &[u8] =
+    b"\n\nevent: error\ndata: {\"type\":\"error\",\"error\":{\"type\":\"api_error\",\
+\"message\":\"the engine's answer broke off; try again\"}}\n\n";
+
+/// The event that ends any other stream that broke off. The blank line before it ends an event that is not complete.
+pub(crate) const BROKEN_EVENT: &[u8] =
     b"\n\ndata: {\"error\":{\"message\":\"the engine's answer broke off; try again\",\
 \"type\":\"server_error\",\"param\":null,\"code\":\"upstream_broken\"}}\n\n";
 
