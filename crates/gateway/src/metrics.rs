@@ -9,7 +9,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
-use crate::routes::Routes;
+use crate::routing::routes::Routes;
 
 /// A model and what became of a request to it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -180,7 +180,9 @@ impl Metrics {
 }
 
 fn instances(out: &mut String, routes: &Routes) {
-    let mut gauge = |name: &str, help: &str, value: &dyn Fn(&crate::routes::Upstream) -> u64| {
+    let mut gauge = |name: &str,
+                     help: &str,
+                     value: &dyn Fn(&crate::routing::routes::Upstream) -> u64| {
         // Writing to memory doesn't fail.
         _ = write!(out, "# HELP berth_gateway_{name} {help}.\n# TYPE berth_gateway_{name} gauge\n");
         for one in routes.upstreams() {

@@ -23,12 +23,12 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinSet, LocalSet};
 
 use crate::handle::{Phase, Shared, handle};
-use crate::health;
 use crate::keys::Keys;
 use crate::metrics::Metrics;
-use crate::routes::Routes;
+use crate::routing::health;
+use crate::routing::routes::Routes;
+use crate::routing::table::Table;
 use crate::settings::Settings;
-use crate::table::Table;
 use crate::upstream::pool::Pool;
 
 /// A client that doesn't finish its headers in this time is let go.

@@ -11,8 +11,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
-use crate::balance::{self, Chosen, Lack, Wanted};
-use crate::routes::Model;
+use crate::routing::balance::{self, Chosen, Lack, Wanted};
+use crate::routing::routes::Model;
 
 /// Requests of a model that wait, at most.
 const MOST_WAITING: usize = 1024;
@@ -170,8 +170,8 @@ impl Waiting {
 mod tests {
     use super::*;
     use crate::metrics::Metrics;
-    use crate::routes::{Routes, Ticket};
-    use crate::table::{Instance, Table, UpstreamState};
+    use crate::routing::routes::{Routes, Ticket};
+    use crate::routing::table::{Instance, Table, UpstreamState};
 
     /// In which order requests are let in, as `KEY TOKENS PRIORITY` each, by a cache of 100 tokens that is full and
     /// is then let go of, ten tokens at a time.

@@ -4,7 +4,7 @@ use hyper::Uri;
 use hyper::http::request::Parts;
 use hyper::http::uri::PathAndQuery;
 
-use crate::table::Rule;
+use crate::routing::table::Rule;
 
 /// The rules whose conditions on the head a request meets, in their order. The prefix of the first of them that has one
 /// is taken out of the request's path, and rules with another prefix are left out.

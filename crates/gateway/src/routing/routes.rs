@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
-use crate::admit::Queue;
-use crate::affinity::{Affinity, place};
 use crate::metrics::{Metrics, OfModel};
-use crate::retry::Budget;
-use crate::table::{Instance, Table, UpstreamState};
+use crate::routing::admit::Queue;
+use crate::routing::affinity::{Affinity, place};
+use crate::routing::retry::Budget;
+use crate::routing::table::{Instance, Table, UpstreamState};
 
 /// All models by the name that clients ask for. It is replaced as a whole.
 #[derive(Debug, Default)]

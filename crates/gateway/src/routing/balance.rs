@@ -6,8 +6,8 @@
 
 use std::sync::Arc;
 
-use crate::affinity::{Beginnings, place};
-use crate::routes::{Group, Model, Ticket, Upstream};
+use crate::routing::affinity::{Beginnings, place};
+use crate::routing::routes::{Group, Model, Ticket, Upstream};
 
 /// What is asked of an instance.
 #[derive(Clone, Copy, Debug, Default)]
@@ -129,8 +129,8 @@ fn leaning<'a>(model: &Model, open: &'a Open<'_>, wanted: &Wanted) -> Option<&'a
 mod tests {
     use super::*;
     use crate::metrics::Metrics;
-    use crate::routes::Routes;
-    use crate::table::{Instance, Table, UpstreamState};
+    use crate::routing::routes::Routes;
+    use crate::routing::table::{Instance, Table, UpstreamState};
 
     /// What becomes of a request for 10 tokens where two instances hold 10 each.
     fn check(

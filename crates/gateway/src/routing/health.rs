@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 
 use crate::handle::Shared;
-use crate::routes::Upstream;
+use crate::routing::routes::Upstream;
 use crate::upstream::connection::Connection;
 
 /// Between two questions to an engine.
