@@ -11,6 +11,7 @@ mod in_flight;
 mod lifecycle;
 mod output;
 mod prepare;
+mod publish;
 
 fn main() -> ExitCode {
     let args = args::Args::parse();

@@ -7,7 +7,8 @@ use berth_control::Journal;
 
 use crate::args::ServeArgs;
 use crate::failure::Failure;
-use crate::lifecycle::{self, DRAIN_LIMIT, Served};
+use crate::lifecycle::{self, DRAIN_LIMIT};
+use crate::publish::Served;
 use crate::{output, prepare};
 use berth_gateway::Gateway;
 

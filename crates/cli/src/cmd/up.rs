@@ -12,7 +12,8 @@ use berth_core::report::PlanVerdict;
 use super::{plan, rehearse, serve, status};
 use crate::args::UpArgs;
 use crate::failure::Failure;
-use crate::lifecycle::{self, DRAIN_LIMIT, Served};
+use crate::lifecycle::{self, DRAIN_LIMIT};
+use crate::publish::Served;
 use crate::{output, prepare};
 
 pub(crate) fn run(state: &Path, args: &UpArgs) -> Result<ExitCode, Failure> {
