@@ -1,8 +1,9 @@
 //! How many instances of a deployment run: by what is asked of them, within what the plan has room for.
 //!
 //! Like Ray Serve's autoscaler (2.60): the number that brings each instance's ongoing requests to a target;
-//! it must be called for as long as a delay before anything is done. Starts under way count as instances,
-//! so that a slow start is not answered with another one.
+//! another one must be called for as long as a delay before anything is done. Of what was called for meanwhile the
+//! least change is made (as Kubernetes' stabilization windows have it, KEP-853), so that a moment's figure decides
+//! nothing. Starts under way count as instances, so that a slow start is not answered with another one.
 
 use serde::{Deserialize, Serialize};
 
@@ -62,8 +63,19 @@ pub struct Scaled {
 pub struct Count {
     /// Instances that shall run.
     pub wanted: u32,
-    /// Since when another number is called for, and whether it is a larger one.
-    pub pressure: Option<(bool, u64)>,
+    /// The call for another number; none while this one is right.
+    pub pressure: Option<Pressure>,
+}
+
+/// A call for more instances, or for fewer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pressure {
+    /// Whether it is for more.
+    pub is_up: bool,
+    /// Since when.
+    pub since_ms: u64,
+    /// Of the numbers that were called for, the one that is nearest to what runs.
+    pub nearest: u32,
 }
 
 impl Count {
@@ -82,15 +94,20 @@ impl Count {
             return Self { pressure: None, ..self };
         }
         let is_up = called > self.wanted;
-        let since_ms = match self.pressure {
-            Some((was_up, since_ms)) if was_up == is_up => since_ms,
-            _ => now_ms,
+        let pressure = match self.pressure.filter(|pressure| pressure.is_up == is_up) {
+            Some(Pressure { since_ms, nearest, .. }) => {
+                let nearest = if is_up { called.min(nearest) } else { called.max(nearest) };
+                Pressure { is_up, since_ms, nearest }
+            }
+            None => Pressure { is_up, since_ms: now_ms, nearest: called },
         };
         let delay_s = if is_up { scale.up_delay_s } else { scale.down_delay_s };
-        if now_ms.saturating_sub(since_ms) as f64 >= delay_s * 1e3 {
-            return Self { wanted: called, pressure: None };
+        if now_ms.saturating_sub(pressure.since_ms) as f64 >= delay_s * 1e3 {
+            // The bounds may have come nearer meanwhile.
+            let wanted = pressure.nearest.clamp(*min, (*max).max(*min));
+            return Self { wanted, pressure: None };
         }
-        Self { pressure: Some((is_up, since_ms)), ..self }
+        Self { pressure: Some(pressure), ..self }
     }
 }
 
@@ -120,8 +137,19 @@ mod tests {
         // A lull in between starts the delay anew.
         check(&[(0, 11, 1), (9, 5, 1), (10, 11, 1), (19, 11, 1), (20, 11, 3)]);
         check(&[(0, 20, 1), (10, 20, 4), (11, 0, 4), (70, 0, 4), (71, 0, 1)]);
-        // What is called for when the delay is over counts, not what was called for first.
+        // The least of what was called for counts: neither what came first nor a moment at the end.
         check(&[(0, 20, 1), (10, 11, 3)]);
+        check(&[(0, 11, 1), (10, 1000, 3)]);
+        check(&[
+            (0, 20, 1),
+            (10, 20, 4),
+            (11, 11, 4),
+            (50, 6, 4),
+            (71, 0, 3),
+            (72, 0, 3),
+            (131, 0, 3),
+            (132, 0, 1),
+        ]);
     }
 
     #[test]
