@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use berth_control::Journal;
+use berth_core::Plan;
 
 use crate::args::ServeArgs;
 use crate::failure::Failure;
@@ -15,7 +16,7 @@ use berth_gateway::Gateway;
 pub(crate) fn run(state: &Path, _args: &ServeArgs) -> Result<ExitCode, Failure> {
     let dir = prepare::state_dir(state)?;
     let current = Journal::open(&dir.journal())?.current()?;
-    let Some(current) = current.filter(|current| !current.plan.instances.is_empty()) else {
+    let Some(current) = current.filter(|current| has_something(&current.plan)) else {
         return Err(Failure::new(anyhow::anyhow!("nothing is applied here yet"))
             .hint("`berth apply -f SPEC` first, or `berth up -f SPEC` for both at once"));
     };
@@ -40,6 +41,11 @@ pub(crate) fn run(state: &Path, _args: &ServeArgs) -> Result<ExitCode, Failure> 
         }?;
         Ok(ExitCode::SUCCESS)
     })
+}
+
+/// Whether there is anything to route to.
+fn has_something(plan: &Plan) -> bool {
+    !plan.instances.is_empty() || !plan.external.is_empty()
 }
 
 /// After a signal the gateway finishes what runs; `serve` returns then. A second signal ends it at
