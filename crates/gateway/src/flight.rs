@@ -55,16 +55,10 @@ const TAIL: usize = 1024;
 
 /// When what happened.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Times {
-    pub(crate) arrived: Instant,
+struct Times {
+    arrived: Instant,
     first: Option<Instant>,
     last: Instant,
-}
-
-impl Times {
-    pub(crate) fn since(arrived: Instant) -> Self {
-        Self { arrived, first: None, last: arrived }
-    }
 }
 
 impl Flight {
@@ -82,7 +76,7 @@ impl Flight {
             ticket: None,
             admission,
             prompt_tokens,
-            times: Times::since(arrived),
+            times: Times { arrived, first: None, last: arrived },
             instance: String::new(),
             status: StatusCode::OK,
             events: 0,
@@ -168,45 +162,52 @@ impl Witness for Flight {
 
 impl Drop for Flight {
     fn drop(&mut self) {
-        let metrics = &self.model.life.metrics;
-        metrics.in_flight.dec();
-        let outcome = self.outcome();
-        match outcome {
-            "ok" => metrics.ok.inc(),
-            other => {
-                self.underway.0.metrics.count(&self.model.name, other);
-                0
-            }
-        };
-        if let (Some(first), "ok") = (self.times.first, outcome) {
-            metrics.whole.observe(self.times.last.duration_since(self.times.arrived).as_secs_f64());
-            if self.events > 2 {
-                let gap =
-                    self.times.last.duration_since(first).as_secs_f64() / (self.events - 1) as f64;
-                metrics.inter_token.observe(gap);
-            }
+        let (outcome, tokens) = (self.outcome(), self.used());
+        self.count(outcome, tokens);
+        if let Some(admission) = &mut self.admission {
+            admission.settle(tokens.0 + tokens.1);
         }
-        let (prompt, answer) = match (self.times.first, self.ended) {
+        if self.underway.0.settings.access_log {
+            self.log(outcome, tokens);
+        }
+        // Whoever waits for room may have it now.
+        self.let_go();
+    }
+}
+
+impl Flight {
+    /// Tokens of the prompt and of the answer that were worked on.
+    fn used(&self) -> (u64, u64) {
+        match (self.times.first, self.ended) {
             (Some(_), _) if self.status.is_success() => self.tokens(),
             // Whoever leaves before the first byte had the prompt worked on all the same.
             (None, None) if self.ticket.is_some() => (self.prompt_tokens, 0),
             _ => (0, 0),
-        };
+        }
+    }
+
+    fn count(&self, outcome: &'static str, (prompt, answer): (u64, u64)) {
+        let (of_model, all) = (&self.model.life.metrics, &self.underway.0.metrics);
+        of_model.in_flight.dec();
         if prompt + answer > 0 {
-            self.underway.0.metrics.tokens(self.key(), &self.model.name, prompt, answer);
+            all.tokens(self.key(), &self.model.name, prompt, answer);
         }
-        if let Some(admission) = &mut self.admission {
-            admission.settle(prompt + answer);
+        if outcome != "ok" {
+            return all.count(&self.model.name, outcome);
         }
-        if self.underway.0.settings.access_log {
-            let (ms, key) = (self.times.arrived.elapsed().as_millis(), self.key());
-            let (model, instance) = (&self.model.name, &self.instance);
-            let status = self.status.as_u16();
-            tracing::info!(target: "berth::access", model, instance, key, outcome, status, ms, prompt, answer);
+        of_model.ok.inc();
+        let Times { arrived, first, last } = self.times;
+        of_model.whole.observe(last.duration_since(arrived).as_secs_f64());
+        if let Some(first) = first.filter(|_| self.events > 2) {
+            let gap = last.duration_since(first).as_secs_f64() / (self.events - 1) as f64;
+            of_model.inter_token.observe(gap);
         }
-        // Whoever waits for room may have it now.
-        drop(self.ticket.take());
-        self.underway.0.pump(&self.model);
+    }
+
+    fn log(&self, outcome: &'static str, (prompt, answer): (u64, u64)) {
+        let (ms, status) = (self.times.arrived.elapsed().as_millis(), self.status.as_u16());
+        let (model, instance, key) = (&self.model.name, &self.instance, self.key());
+        tracing::info!(target: "berth::access", model, instance, key, outcome, status, ms, prompt, answer);
     }
 }
 
