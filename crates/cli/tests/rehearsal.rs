@@ -8,6 +8,7 @@ use std::io::{BufRead as _, BufReader};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -23,11 +24,23 @@ struct Rehearsal {
     gateway: u16,
     child: Child,
     said: String,
+    /// What it says once it is up.
+    log: Arc<Mutex<String>>,
 }
 
 impl Rehearsal {
     fn start(spec: &str, more: &[&str]) -> Self {
+        Self::start_in(tempfile::tempdir().unwrap(), spec, more)
+    }
+
+    /// One with another file beside its spec.
+    fn with_file(spec: &str, name: &str, text: &[u8]) -> Self {
         let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join(name), text).unwrap();
+        Self::start_in(folder, spec, &[])
+    }
+
+    fn start_in(folder: tempfile::TempDir, spec: &str, more: &[&str]) -> Self {
         let file = folder.path().join("berth.toml");
         std::fs::write(&file, spec).unwrap();
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
@@ -37,14 +50,20 @@ impl Rehearsal {
         up.args(["up", "--emulate", "--speedup", "200", "-f"]).arg(&file);
         up.args(["--listen", &format!("127.0.0.1:{gateway}"), "--state"]).arg(folder.path());
         let child = up.args(more).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-        let mut this = Self { folder, spec: file, gateway, child, said: String::new() };
+        let log = Arc::new(Mutex::new(String::new()));
+        let mut this = Self { folder, spec: file, gateway, child, said: String::new(), log };
         let mut lines = BufReader::new(this.child.stderr.take().unwrap());
         while !this.said.contains("Ctrl-C stops them") {
             let mut line = String::new();
             assert!(lines.read_line(&mut line).unwrap() > 0, "it ended:\n{}", this.said);
             this.said.push_str(&line);
         }
-        std::thread::spawn(move || std::io::copy(&mut lines, &mut std::io::sink()));
+        let log = Arc::clone(&this.log);
+        std::thread::spawn(move || {
+            for line in lines.lines().map_while(Result::ok) {
+                log.lock().unwrap().push_str(&(line + "\n"));
+            }
+        });
         this
     }
 
@@ -249,6 +268,42 @@ fn engines_fail_as_real_ones_do() {
     assert!(rehearsal.ask("small").is_none());
     assert!(set("none") && rehearsal.ask("small").is_some());
     assert!(!set("nonsense"));
+}
+
+/// Keys, another name, a rule, and a line for each request that doesn't say what was asked.
+#[test]
+fn a_gateway_with_keys() {
+    let spec = "[gateway]\nkeys = \"keys.toml\"\naccess_log = true\naliases = { gpt = \"small\" }\n\
+                [[gateway.rules]]\npath_prefix = \"/team\"\nto = \"small\"\n\
+                [[cluster.nodes]]\nnames = \"n0\"\ngpu = \"A10\"\n\
+                [models.small]\nsource = \"medgemma-4b\"\nengine = \"vllm\"\n\
+                flags = { max_model_len = 8192, enforce_eager = true }\n";
+    let made = Command::new(env!("CARGO_BIN_EXE_berth")).args(["key", "team"]).output().unwrap();
+    let said = String::from_utf8(made.stderr).unwrap();
+    let secret = said.split_whitespace().find(|word| word.starts_with("berth-")).unwrap();
+    let rehearsal = Rehearsal::with_file(spec, "keys.toml", &made.stdout);
+    let ask = |path: &str, key: &str| {
+        let url = format!("http://127.0.0.1:{}{path}", rehearsal.gateway);
+        let body = json!({ "model": "gpt", "max_tokens": 2, "prompt": "a secret prompt" });
+        let request = ureq::post(url).header("authorization", format!("Bearer {key}"));
+        let request = request.config().http_status_as_error(false).build();
+        request.send(body.to_string()).unwrap().status().as_u16()
+    };
+    let rows = [
+        ("/v1/completions", secret, 200),
+        ("/team/v1/completions", secret, 200),
+        ("/v1/completions", "berth-nobody", 401),
+    ];
+    for (path, key, status) in rows {
+        assert_eq!(ask(path, key), status, "{path}");
+    }
+    let mut log = String::new();
+    rehearsal.wait_for("each has its line", || {
+        log = rehearsal.log.lock().unwrap().clone();
+        log.matches("berth::access").count() == 3
+    });
+    assert!(log.contains("team") && log.contains("invalid_api_key"), "{log}");
+    assert!(!log.contains(secret) && !log.contains("a secret prompt"), "{log}");
 }
 
 /// Pulled, loaded and asked under the name that its library has for it.
