@@ -8,7 +8,9 @@ use berth_core::memory::ollama::{Request, fit};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use super::replica::{Held, Start, cards, ended, gpu, lock, lost, show, wait_for_earlier};
+use super::replica::{
+    Held, Start, cards, ended, gpu, lock, lost, show, until_ended, wait_for_earlier,
+};
 use super::{Card, PAUSE, Replica, Shared};
 use crate::ollama::{Environment, Model, Ollama, serve};
 
@@ -51,7 +53,6 @@ pub(super) async fn run(shared: &Arc<Shared>, start: &Start<'_>) -> Result<Strin
         "RUNNING",
         Some(Replica { node: node.to_owned(), state: "RUNNING", pid: start.pid }),
     );
-    let mut has_ended = ollama.engine().ended();
     let looking = async {
         loop {
             tokio::time::sleep(PAUSE).await;
@@ -61,14 +62,7 @@ pub(super) async fn run(shared: &Arc<Shared>, start: &Start<'_>) -> Result<Strin
             }
         }
     };
-    tokio::select! {
-        () = looking => Ok(String::new()),
-        ended = has_ended.wait_for(Option::is_some) => {
-            let why = ended.ok().and_then(|ended| ended.clone());
-            Ok(why.map_or_else(String::new, |ended| ended.why))
-        }
-        () = lost(shared, node) => Ok("its node was lost".to_owned()),
-    }
+    Ok(until_ended(shared, node, ollama.engine(), looking).await)
 }
 
 async fn pull(

@@ -173,26 +173,31 @@ async fn run(shared: &Arc<Shared>, start: &Start<'_>) -> Result<String, String> 
         ended(&format!("{address}: {error}"), 1, &["[Errno 98] address already in use".to_owned()])
     })?;
     show(shared, app, "RUNNING", Some(Replica { node: node.to_owned(), state: "RUNNING", pid }));
-    let mut has_ended = engine.ended();
     let leaking = async {
         loop {
             tokio::time::sleep(PAUSE).await;
-            held.set(
-                &taken
-                    .bytes
-                    .iter()
-                    .map(|first| Bytes(first.0 + engine.leaked()))
-                    .collect::<Vec<_>>(),
-            );
+            let held_now = taken.bytes.iter().map(|first| Bytes(first.0 + engine.leaked()));
+            held.set(&held_now.collect::<Vec<_>>());
         }
     };
+    Ok(until_ended(shared, node, &engine, leaking).await)
+}
+
+/// Goes on with something until an engine ends or its node is lost; says why it ended.
+pub(super) async fn until_ended(
+    shared: &Shared,
+    node: &str,
+    engine: &Engine,
+    beside: impl Future<Output = String>,
+) -> String {
+    let mut has_ended = engine.ended();
     tokio::select! {
-        () = leaking => Ok(String::new()),
+        never = beside => never,
         ended = has_ended.wait_for(Option::is_some) => {
             let why = ended.ok().and_then(|ended| ended.clone());
-            Ok(why.map_or_else(String::new, |ended| ended.why))
+            why.map_or_else(String::new, |ended| ended.why)
         }
-        () = lost(shared, node) => Ok("its node was lost".to_owned()),
+        () = lost(shared, node) => "its node was lost".to_owned(),
     }
 }
 
