@@ -9,6 +9,7 @@ use std::time::Duration;
 use berth_control::controller::Requests;
 use berth_core::inventory::InstanceId;
 use berth_gateway::Gateway;
+use serde::{Deserialize, Serialize};
 
 /// A gateway that has said nothing for this long is gone.
 const SILENT: Duration = Duration::from_secs(3);
@@ -21,12 +22,24 @@ pub(crate) struct Counted {
 
 impl Requests for Counted {
     fn in_flight(&self, id: &InstanceId) -> u64 {
-        self.gateway.routes().in_flight(&id.0) + elsewhere(&self.folder, id)
+        let elsewhere = reports(&self.folder).filter_map(|said| said.in_flight.get(&id.0).copied());
+        self.gateway.routes().in_flight(&id.0) + elsewhere.sum::<u64>()
     }
 
     fn waiting(&self, model: &str) -> u64 {
-        self.gateway.routes().waiting(model)
+        let elsewhere = reports(&self.folder).filter_map(|said| said.waiting.get(model).copied());
+        self.gateway.routes().waiting(model) + elsewhere.sum::<u64>()
     }
+}
+
+/// What a gateway of its own says.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(default)]
+struct Report {
+    /// Requests in flight, by instance.
+    in_flight: BTreeMap<String, u64>,
+    /// Requests that wait for room, by model.
+    waiting: BTreeMap<String, u64>,
 }
 
 /// Where gateways that go by a file of routes say what they have in flight.
@@ -34,15 +47,14 @@ pub(crate) fn folder(routes: &Path) -> PathBuf {
     routes.with_file_name("gateways")
 }
 
-/// What gateways of their own have in flight on an instance.
-fn elsewhere(folder: &Path, id: &InstanceId) -> u64 {
-    let Ok(files) = fs::read_dir(folder) else { return 0 };
-    let said = files.flatten().filter_map(|file| {
+/// What gateways of their own have said just now.
+fn reports(folder: &Path) -> impl Iterator<Item = Report> {
+    let files = fs::read_dir(folder).into_iter().flatten().flatten();
+    files.filter_map(|file| {
         let age = file.metadata().ok()?.modified().ok()?.elapsed().unwrap_or_default();
         let text = fs::read_to_string(file.path()).ok().filter(|_| age < SILENT)?;
-        serde_json::from_str::<BTreeMap<String, u64>>(&text).ok()?.get(&id.0).copied()
-    });
-    said.sum()
+        serde_json::from_str(&text).ok()
+    })
 }
 
 /// Says what a gateway of its own has in flight, for as long as it lives.
@@ -58,7 +70,9 @@ impl Said {
     }
 
     pub(crate) fn say(&self, gateway: &Gateway) -> io::Result<()> {
-        let text = serde_json::to_string(&gateway.routes().all_in_flight())?;
+        let routes = gateway.routes();
+        let report = Report { in_flight: routes.all_in_flight(), waiting: routes.all_waiting() };
+        let text = serde_json::to_string(&report)?;
         write_whole(&self.0, &text)
     }
 }
@@ -75,4 +89,33 @@ pub(crate) fn write_whole(file: &Path, text: &str) -> io::Result<()> {
     let mut written = fs::File::create(&new)?;
     written.write_all(text.as_bytes())?;
     fs::rename(new, file)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+mod tests {
+    use berth_gateway::Settings;
+
+    use super::*;
+
+    #[test]
+    fn what_other_gateways_say_counts() {
+        let state = tempfile::tempdir().unwrap();
+        let routes = state.path().join("routes.json");
+        let gateway = Gateway::new(Settings::default());
+        let said = Said::new(&routes).unwrap();
+        said.say(&gateway).unwrap();
+        let folder = folder(&routes);
+        let counted = Counted { gateway, folder: folder.clone() };
+        let id = InstanceId("a-0".to_owned());
+        assert_eq!((counted.in_flight(&id), counted.waiting("a")), (0, 0));
+        for number in 0..2 {
+            let text = r#"{"in_flight":{"a-0":3,"b-0":9},"waiting":{"a":2}}"#;
+            fs::write(folder.join(format!("{number}.json")), text).unwrap();
+        }
+        fs::write(folder.join("broken.json"), "{").unwrap();
+        assert_eq!((counted.in_flight(&id), counted.waiting("a")), (6, 4));
+        drop(said);
+        assert_eq!(fs::read_dir(folder).unwrap().count(), 3, "it has taken back what it said");
+    }
 }

@@ -11,7 +11,7 @@ use hyper::http::request::Parts;
 use crate::endpoint::Endpoint;
 use crate::error::GatewayError;
 use crate::flight::{Flight, Underway};
-use crate::handle::{Answer, AnswerBody, Shared, secret};
+use crate::handle::{Answer, AnswerBody, Shared, allowed, secret};
 use crate::keys::Admission;
 use crate::peek::{self, Peeked};
 use crate::routing::admit::{Asker, Full, Turn};
@@ -86,10 +86,10 @@ fn admitted(
     let named = rules::target(&asked.rules, &peeked.model);
     let (routes, keys) = (shared.routes.load(), shared.keys.load());
     let model = routes.model(named).cloned();
-    let model = model.ok_or_else(|| GatewayError::UnknownModel {
-        model: named.to_owned(),
-        known: routes.names(),
-    })?;
+    let Some(model) = model else {
+        let known = routes.names_for(&allowed(shared, asked.head)?);
+        return Err(GatewayError::UnknownModel { model: named.to_owned(), known });
+    };
     let Some(keys) = &**keys else { return Ok((model, None)) };
     let admission = keys.admit(secret(&asked.head.headers), &model.name, peeked.tokens());
     let admission =

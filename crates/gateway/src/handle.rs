@@ -21,7 +21,7 @@ use crate::endpoint::Endpoint;
 use crate::error::GatewayError;
 use crate::flight::{Flight, Underway};
 use crate::forward::{self, Asked};
-use crate::keys::Keys;
+use crate::keys::{Allowed, Keys};
 use crate::metrics::Metrics;
 use crate::routing::routes::{Model, Routes};
 use crate::routing::rules;
@@ -149,39 +149,35 @@ async fn answered(
                 return Err(GatewayError::Draining);
             }
             // Nobody without a key has a body read.
-            if let Some(keys) = &**shared.keys.load() {
-                keys.check(secret(&head.headers))?;
-            }
+            allowed(shared, &head)?;
             let body = collect(body, shared.settings.max_body).await?;
             let read = Instant::now();
             let asked = Asked { head: &head, body, endpoint, rules, arrived, read };
             forward::forward(shared, &pool, &asked, underway).await
         }
         Endpoint::Models => {
-            with_key(shared, &head, || (StatusCode::OK, JSON, models(&shared.routes.load())))
+            let allowed = allowed(shared, &head)?;
+            Ok(text(StatusCode::OK, JSON, models(&shared.routes.load(), &allowed)))
         }
         Endpoint::Tags => {
-            with_key(shared, &head, || (StatusCode::OK, JSON, tags(&shared.routes.load())))
+            let allowed = allowed(shared, &head)?;
+            Ok(text(StatusCode::OK, JSON, tags(&shared.routes.load(), &allowed)))
         }
         Endpoint::Health => Ok(text(StatusCode::OK, JSON, r#"{"status":"ok"}"#.to_owned())),
         Endpoint::Ready => Ok(ready(shared)),
-        Endpoint::Metrics => with_key(shared, &head, || {
-            (StatusCode::OK, METRICS, shared.metrics.encode(&shared.routes.load()))
-        }),
+        Endpoint::Metrics => {
+            allowed(shared, &head)?;
+            Ok(text(StatusCode::OK, METRICS, shared.metrics.encode(&shared.routes.load())))
+        }
     }
 }
 
-/// Names of models are told to those with a key only, where keys are wanted.
-fn with_key(
-    shared: &Shared,
-    head: &Parts,
-    answer: impl FnOnce() -> (StatusCode, &'static str, String),
-) -> Result<Answer, GatewayError> {
-    if let Some(keys) = &**shared.keys.load() {
-        keys.check(secret(&head.headers))?;
+/// The models that whoever asks may use. Where keys are wanted, those without one are told nothing.
+pub(crate) fn allowed(shared: &Shared, head: &Parts) -> Result<Allowed, GatewayError> {
+    match &**shared.keys.load() {
+        Some(keys) => keys.allowed(secret(&head.headers)),
+        None => Ok(Allowed::default()),
     }
-    let (status, kind, body) = answer();
-    Ok(text(status, kind, body))
 }
 
 /// The key that a request shows: OpenAI's way, or Anthropic's.
@@ -224,15 +220,15 @@ async fn collect(mut body: Incoming, limit: u64) -> Result<Bytes, GatewayError> 
     tokio::time::timeout(BODY_LIMIT, collecting).await.map_err(|_| GatewayError::BodySlow)?
 }
 
-fn models(routes: &Routes) -> String {
+fn models(routes: &Routes, allowed: &Allowed) -> String {
     let one = |id| json!({ "id": id, "object": "model", "created": 0, "owned_by": "berth" });
-    let data: Vec<_> = routes.names().into_iter().map(one).collect();
+    let data: Vec<_> = routes.names_for(allowed).into_iter().map(one).collect();
     json!({ "object": "list", "data": data }).to_string()
 }
 
-fn tags(routes: &Routes) -> String {
+fn tags(routes: &Routes, allowed: &Allowed) -> String {
     let one = |name: String| json!({ "name": name, "model": name, "size": 0, "digest": "", "details": {} });
-    let models: Vec<_> = routes.names().into_iter().map(one).collect();
+    let models: Vec<_> = routes.names_for(allowed).into_iter().map(one).collect();
     json!({ "models": models }).to_string()
 }
 

@@ -141,7 +141,7 @@ impl Keys {
     ) -> Result<Admission, GatewayError> {
         let key = self.find(secret)?;
         let (spec, name) = (&key.spec, || key.spec.name.clone());
-        if !spec.models.is_empty() && !spec.models.iter().any(|one| one == model) {
+        if !may_use(&spec.models, model) {
             return Err(GatewayError::NotAllowed { key: name(), model: model.to_owned() });
         }
         let mut used = key.used.lock().unwrap_or_else(PoisonError::into_inner);
@@ -170,12 +170,12 @@ impl Keys {
         Ok(Admission { key, charged: tokens })
     }
 
-    /// The key of a secret.
+    /// The models that the key of a secret may use.
     ///
     /// # Errors
-    /// Where there is none.
-    pub(crate) fn check(&self, secret: Option<&str>) -> Result<(), GatewayError> {
-        self.find(secret).map(drop)
+    /// Where there is no such key.
+    pub(crate) fn allowed(&self, secret: Option<&str>) -> Result<Allowed, GatewayError> {
+        self.find(secret).map(|key| Allowed(key.spec.models.clone()))
     }
 
     fn find(&self, secret: Option<&str>) -> Result<Arc<Key>, GatewayError> {
@@ -183,6 +183,20 @@ impl Keys {
         let digest: [u8; 32] = Sha256::digest(secret.as_bytes()).into();
         self.by_digest.get(&digest).cloned().ok_or(GatewayError::NoKey)
     }
+}
+
+/// The models that somebody may use; all where none are named.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Allowed(Vec<String>);
+
+impl Allowed {
+    pub(crate) fn has(&self, model: &str) -> bool {
+        may_use(&self.0, model)
+    }
+}
+
+fn may_use(models: &[String], model: &str) -> bool {
+    models.is_empty() || models.iter().any(|one| one == model)
 }
 
 impl Used {

@@ -574,6 +574,7 @@ async fn keys_open_and_limit() {
         ("secret-1", "other", "200", ""),
         ("secret-1", "unknown", "404", "there are: other, tiny"),
         ("secret-2", "other", "403", "the key `few` may not use"),
+        ("secret-2", "unknown", "404", "there are: tiny\""),
         ("secret-2", "tiny", "200", ""),
         ("secret-2", "tiny", "200", ""),
         ("secret-2", "tiny", "429", "has reached its limit of requests a minute"),
@@ -586,6 +587,9 @@ async fn keys_open_and_limit() {
         assert!(answer.contains(says), "{answer}");
     }
     assert_eq!(get(served.address, "/v1/models").await.0, "401");
+    let listed = request("GET", "/v1/models", "").replace("x-custom: kept", "x-api-key: secret-2");
+    let listed = ask(served.address, &listed).await;
+    assert!(listed.contains("\"tiny\"") && !listed.contains("\"other\""), "{listed}");
     assert_eq!(get(served.address, "/health").await.0, "200");
     std::fs::write(&file, "[[keys]]\nname = \"x\"\nsha256 = \"abc\"\n").unwrap();
     let error = served.gateway.read_keys(&file).unwrap_err().to_string();

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
+use crate::keys::Allowed;
 use crate::metrics::{Metrics, OfModel};
 use crate::routing::admit::Queue;
 use crate::routing::affinity::{Affinity, place};
@@ -146,6 +147,13 @@ impl Routes {
         names
     }
 
+    /// The names that somebody may use, in order.
+    pub(crate) fn names_for(&self, allowed: &Allowed) -> Vec<String> {
+        let mut names = self.names();
+        names.retain(|name| self.model(name).is_some_and(|model| allowed.has(&model.name)));
+        names
+    }
+
     pub(crate) fn model(&self, name: &str) -> Option<&Arc<Model>> {
         self.models.get(name)
     }
@@ -177,6 +185,13 @@ impl Routes {
     pub fn all_in_flight(&self) -> BTreeMap<String, u64> {
         let busy = self.upstreams().filter(|one| one.in_flight() > 0);
         busy.map(|one| (one.instance.id.clone(), one.in_flight())).collect()
+    }
+
+    /// Requests that wait, by model.
+    pub fn all_waiting(&self) -> BTreeMap<String, u64> {
+        let waiting =
+            self.models.values().map(|model| (model.name.clone(), self.waiting(&model.name)));
+        waiting.filter(|(_, count)| *count > 0).collect()
     }
 
     /// Requests that wait for room on a model's instances.
