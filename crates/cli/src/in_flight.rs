@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -10,6 +10,8 @@ use berth_control::controller::Requests;
 use berth_core::inventory::InstanceId;
 use berth_gateway::Gateway;
 use serde::{Deserialize, Serialize};
+
+use crate::files::write_whole;
 
 /// A gateway that has said nothing for this long is gone.
 const SILENT: Duration = Duration::from_secs(3);
@@ -81,14 +83,6 @@ impl Drop for Said {
     fn drop(&mut self) {
         drop(fs::remove_file(&self.0));
     }
-}
-
-/// Writes a file so that whoever reads it sees all of it or what was there before.
-pub(crate) fn write_whole(file: &Path, text: &str) -> io::Result<()> {
-    let new = file.with_extension("new");
-    let mut written = fs::File::create(&new)?;
-    written.write_all(text.as_bytes())?;
-    fs::rename(new, file)
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use berth_cluster::local::StateDir;
 use berth_control::controller::{InFlight, Turn};
@@ -15,14 +15,13 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
 use crate::failure::Failure;
+use crate::files;
 use crate::in_flight::{self, Counted};
 use crate::output;
 use crate::publish::{Served, publish};
 
 /// Between two turns of the loop.
 const TURN: Duration = Duration::from_millis(250);
-/// Between two looks at a file that is followed.
-pub(crate) const LOOK: Duration = Duration::from_millis(200);
 /// Requests that run may take this long when the gateway stops.
 pub(crate) const DRAIN_LIMIT: Duration = Duration::from_secs(30);
 
@@ -86,25 +85,9 @@ fn read_keys(gateway: &Gateway, file: &Path) -> Result<(), Failure> {
 
 /// Takes up a file of keys whenever it changes. One that is broken changes nothing.
 pub(crate) async fn follow_keys(gateway: Gateway, file: Option<PathBuf>) {
-    let Some(file) = file else { return };
-    let mut seen = changed(&file);
-    loop {
-        tokio::time::sleep(LOOK).await;
-        let now = changed(&file);
-        if now != seen
-            && let Err(failure) = read_keys(&gateway, &file)
-        {
-            failure.report();
-            output::talk("the keys stay as they were");
-        }
-        seen = now;
+    if let Some(file) = file {
+        files::follow(&file, "the keys", |file| read_keys(&gateway, file)).await;
     }
-}
-
-/// When a file was changed last, and how long it is.
-pub(crate) fn changed(file: &Path) -> Option<(SystemTime, u64)> {
-    let about = std::fs::metadata(file).ok()?;
-    Some((about.modified().ok()?, about.len()))
 }
 
 /// Turns until there is nothing left to do.

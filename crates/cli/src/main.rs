@@ -7,6 +7,7 @@ use clap::Parser as _;
 mod args;
 mod cmd;
 mod failure;
+mod files;
 mod in_flight;
 mod lifecycle;
 mod output;

@@ -8,7 +8,7 @@ use berth_control::{ExternalStatus, InstanceState, InstanceStatus};
 use berth_core::spec::{EngineKind, External, GatewaySpec, HeaderIs, RouteRule};
 use berth_gateway::{Gateway, Instance, Rule, Table, UpstreamState};
 
-use crate::in_flight::write_whole;
+use crate::files::write_whole;
 
 /// A gateway, and the file that others of their own go by.
 #[derive(Clone, Copy)]
@@ -42,9 +42,11 @@ pub(crate) fn publish(served: Served<'_>, turn: &Turn) {
         aliases: aliases.clone(),
         rules: rules.iter().map(rule).collect(),
     };
-    let text = serde_json::to_string_pretty(&table).unwrap_or_default();
-    let is_new = gateway.set_table(table) || !file.exists();
-    if is_new && let Err(error) = write_whole(file, &text) {
+    if !gateway.set_table(table) && file.exists() {
+        return;
+    }
+    let text = serde_json::to_string_pretty(&gateway.table()).unwrap_or_default();
+    if let Err(error) = write_whole(file, &text) {
         tracing::warn!(%error, file = %file.display(), "the routes can't be written");
     }
 }

@@ -9,9 +9,9 @@ use bytes::Bytes;
 use hyper::StatusCode;
 
 use crate::error::GatewayError;
-use crate::handle::Shared;
 use crate::keys::Admission;
 use crate::routing::routes::{Model, Ticket};
+use crate::shared::Shared;
 use crate::upstream::relay::Witness;
 
 /// A request that was taken, counted until its answer is complete: a gateway that drains waits for it.

@@ -2,12 +2,10 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt as _;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
@@ -15,61 +13,20 @@ use hyper::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderVa
 use hyper::http::request::Parts;
 use hyper::{Request, Response, StatusCode};
 use serde_json::json;
-use tokio::sync::watch;
 
 use crate::endpoint::Endpoint;
 use crate::error::GatewayError;
 use crate::flight::{Flight, Underway};
 use crate::forward::{self, Asked};
-use crate::keys::{Allowed, Keys};
-use crate::metrics::Metrics;
-use crate::routing::routes::{Model, Routes};
+use crate::keys::Allowed;
+use crate::routing::routes::Routes;
 use crate::routing::rules;
-use crate::settings::Settings;
+use crate::shared::Shared;
 use crate::upstream::pool::Pool;
 use crate::upstream::relay::Relay;
 
 /// What is sent to the client.
 pub(crate) type Answer = Response<AnswerBody>;
-
-/// What all requests share.
-pub(crate) struct Shared {
-    pub(crate) settings: Settings,
-    pub(crate) routes: ArcSwap<Routes>,
-    pub(crate) keys: ArcSwap<Option<Keys>>,
-    pub(crate) metrics: Metrics,
-    pub(crate) phase: watch::Sender<Phase>,
-    /// Requests that were taken and not answered yet.
-    pub(crate) underway: AtomicU64,
-    /// Held while routes are exchanged: what is in flight must not be lost between two who do.
-    pub(crate) changing: Mutex<()>,
-}
-
-/// How far a gateway is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Phase {
-    /// It takes requests.
-    Serving,
-    /// It finishes what it has taken, and says so to others.
-    Draining,
-    /// Nothing runs any more.
-    Ending,
-}
-
-impl Shared {
-    fn is_draining(&self) -> bool {
-        *self.phase.borrow() != Phase::Serving
-    }
-
-    /// Gives room on a model's instances to those who wait for it.
-    pub(crate) fn pump(&self, model: &Model) {
-        if model.life.queue.len() > 0
-            && let Some(model) = self.routes.load().model(&model.name)
-        {
-            model.life.queue.pump(model);
-        }
-    }
-}
 
 /// A body: the gateway's own words, or an engine's.
 pub(crate) enum AnswerBody {

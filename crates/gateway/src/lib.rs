@@ -3,6 +3,7 @@
 //! Bodies and streams pass as bytes: of a request only a few fields are looked at, of an answer its end.
 //!
 //! - `serve`: threads, connections, and draining at the end; [`tls`]: https
+//! - `shared`: what all requests share
 //! - `handle`: one request: which endpoint, and what is answered from here
 //! - `endpoint`: which paths there are
 //! - [`keys`]: who may use what, and how much
@@ -28,6 +29,7 @@ mod peek;
 pub mod routing;
 mod serve;
 pub mod settings;
+mod shared;
 pub mod tls;
 mod upstream;
 

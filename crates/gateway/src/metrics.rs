@@ -113,7 +113,7 @@ impl Default for Metrics {
         time("queue_time_seconds", "What requests waited for room in a cache", &m.queue);
         time(
             "overhead_seconds",
-            "From a request's arrival until it was sent to an engine, without waiting for room",
+            "From when a request was read until it was sent to an engine, without waiting for room",
             &m.overhead,
         );
         registry.register(

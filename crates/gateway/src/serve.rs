@@ -8,27 +8,26 @@ use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::task::{JoinSet, LocalSet};
 
-use crate::handle::{Phase, Shared, handle};
+use crate::handle::handle;
 use crate::keys::Keys;
-use crate::metrics::Metrics;
 use crate::routing::health;
 use crate::routing::routes::Routes;
 use crate::routing::table::Table;
 use crate::settings::Settings;
+use crate::shared::{Phase, Shared};
 use crate::upstream::pool::Pool;
 
 /// A client that doesn't finish its headers in this time is let go.
@@ -54,17 +53,7 @@ pub struct Gateway {
 impl Gateway {
     /// A gateway without routes.
     pub fn new(settings: Settings) -> Self {
-        Self {
-            shared: Arc::new(Shared {
-                settings,
-                routes: ArcSwap::default(),
-                keys: ArcSwap::default(),
-                metrics: Metrics::default(),
-                phase: watch::Sender::new(Phase::Serving),
-                underway: AtomicU64::new(0),
-                changing: Mutex::default(),
-            }),
-        }
+        Self { shared: Arc::new(Shared::new(settings)) }
     }
 
     /// Replaces the routes, and says whether they are others. Requests in flight go on.
@@ -76,14 +65,14 @@ impl Gateway {
         is_new
     }
 
+    /// What the routes are made of now.
+    pub fn table(&self) -> Table {
+        self.shared.routes.load().table.clone()
+    }
+
     /// The routes now.
     pub fn routes(&self) -> Arc<Routes> {
         self.shared.routes.load_full()
-    }
-
-    /// Replaces the keys; with none, nobody needs one.
-    pub fn set_keys(&self, keys: Option<Keys>) {
-        self.shared.keys.store(Arc::new(keys));
     }
 
     /// Reads the keys of a file; what they have used goes on.
@@ -94,7 +83,7 @@ impl Gateway {
         let before = self.shared.keys.load();
         let none = Keys::default();
         let keys = Keys::read(path, before.as_ref().as_ref().unwrap_or(&none))?;
-        self.set_keys(Some(keys));
+        self.shared.keys.store(Arc::new(Some(keys)));
         Ok(())
     }
 
@@ -173,16 +162,6 @@ async fn pump(shared: Arc<Shared>) {
         for model in shared.routes.load().models() {
             model.life.queue.pump(model);
         }
-    }
-}
-
-impl Shared {
-    /// Exchanges the routes for those of another table.
-    fn exchange(&self, table: impl FnOnce(&Routes) -> Table) {
-        let _one_at_a_time = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = self.routes.load();
-        let routes = Routes::new(table(&before), &before, &self.metrics);
-        self.routes.store(Arc::new(routes));
     }
 }
 

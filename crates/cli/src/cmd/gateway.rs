@@ -9,8 +9,9 @@ use berth_gateway::{Gateway, Table};
 
 use crate::args::GatewayArgs;
 use crate::failure::Failure;
+use crate::files::{self, LOOK};
 use crate::in_flight::Said;
-use crate::lifecycle::{self, DRAIN_LIMIT, LOOK, changed};
+use crate::lifecycle::{self, DRAIN_LIMIT};
 use crate::output;
 use crate::prepare;
 
@@ -41,6 +42,7 @@ pub(crate) fn run(state: &Path, args: &GatewayArgs) -> Result<ExitCode, Failure>
     lifecycle::runtime()?.block_on(async {
         let listener = lifecycle::bind(args.listen).await?;
         output::talk(&format!("serving at {}, by {}", lifecycle::url(&spec), routes.display()));
+        tokio::spawn(say(gateway.clone(), routes.clone()));
         tokio::spawn(follow(gateway.clone(), routes));
         tokio::spawn(lifecycle::follow_keys(gateway.clone(), args.keys.clone()));
         tokio::spawn({
@@ -56,28 +58,22 @@ pub(crate) fn run(state: &Path, args: &GatewayArgs) -> Result<ExitCode, Failure>
     })
 }
 
-/// Takes up the routes whenever they change, and says what is in flight. A file that is broken changes nothing.
+/// Takes up the routes whenever they change. A file that is broken changes nothing.
 async fn follow(gateway: Gateway, routes: PathBuf) {
-    let said = Said::new(&routes);
-    // What changed since it was read first is taken up at the first turn.
-    let mut seen = None;
+    let take_up = |file: &Path| {
+        gateway.set_table(table(file)?);
+        Ok(())
+    };
+    files::follow(&routes, "the routes", take_up).await;
+}
+
+/// Says what is in flight and what waits. Where that can't be written nobody drains for this gateway; it serves all
+/// the same.
+async fn say(gateway: Gateway, routes: PathBuf) {
+    let Ok(said) = Said::new(&routes) else { return };
     loop {
+        drop(said.say(&gateway));
         tokio::time::sleep(LOOK).await;
-        let now = changed(&routes);
-        if now != seen {
-            match table(&routes) {
-                Ok(table) => drop(gateway.set_table(table)),
-                Err(failure) => {
-                    failure.report();
-                    output::talk("the routes stay as they were");
-                }
-            }
-        }
-        seen = now;
-        if let Ok(said) = &said {
-            // Where that can't be written nobody drains for this gateway; it serves all the same.
-            drop(said.say(&gateway));
-        }
     }
 }
 

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 
-use crate::handle::Shared;
 use crate::routing::routes::Upstream;
+use crate::shared::Shared;
 use crate::upstream::connection::Connection;
 
 /// Between two questions to an engine.
