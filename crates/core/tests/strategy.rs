@@ -273,7 +273,8 @@ fn other_clusters() {
     let three = cluster(&[("n", "A10", 3)]);
     let mixed = cluster(&[("a", "A10", 1), ("h", "H200", 1)]);
     let model = |name: &str, body: &str, more: &str| format!("[models.{name}]\n{body}{more}\n");
-    let pipeline = SMALL.replace("max_model_len", "pipeline_parallel_size = 3, max_model_len");
+    let stages = "pipeline_parallel_size = 3, gpu_memory_utilization = 0.9, max_model_len";
+    let pipeline = SMALL.replace("max_model_len", stages);
     let pair = SMALL.replace("max_model_len", "tensor_parallel_size = 2, max_model_len");
     for (what, text, name, verdict, taken) in [
         (

@@ -4,6 +4,7 @@
 
 mod data;
 mod fuzz;
+mod parallel;
 mod properties;
 mod rows;
 mod sharing;

@@ -310,7 +310,7 @@ impl<'a> Passes<'a> {
         let (model, args) = (self.model, self.args);
         let hidden = args.batched_tokens * model.hidden * args.dtype_bytes;
         if is_first && !args.with_vision {
-            let states = if args.tensor_parallel > 1 { hidden } else { 2 * hidden };
+            let states = if args.tensor_parallel > 1 { hidden + FLUSH } else { 2 * hidden };
             return weights::embedding(model, args) + states;
         }
         let table = model.rope_rows.iter().max().copied().unwrap_or(0);
@@ -372,13 +372,23 @@ impl<'a> Passes<'a> {
         self.release(hidden);
     }
 
-    /// A full batch under load.
+    /// A full batch under load. Between pipeline stages each has as many batches under way as there are
+    /// stages, whose hidden states and residuals, received and sent, are tensors of their own: a bound,
+    /// since it depends on who waits for whom.
     pub fn serve(&mut self) {
+        const STATES: usize = 4;
+        let stages = self.args.stages();
+        let under_way = if stages > 1 { STATES * stages } else { 0 };
+        let state = self.args.batched_tokens * self.model.hidden * self.args.dtype_bytes;
+        let states: Vec<BlockId> = (0..under_way).map(|_| self.allocate(state)).collect();
         let hidden = self.forward(self.args.batched_tokens);
         if self.is_last {
             let logits = self.logits(self.args.sequences);
             self.release(logits);
         }
         self.release(hidden);
+        for state in states {
+            self.release(state);
+        }
     }
 }

@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::Gpu;
+use super::communicators::Forbidden;
 use super::version::Version;
 use crate::model::hf_config::{Family, Fp8Scales, IntegerFormat, Quantization, Transformer};
 use crate::units::Bytes;
@@ -93,6 +94,8 @@ pub struct VllmArgs {
     pub hybrid_cache: bool,
     /// `async_scheduling`.
     pub async_scheduling: bool,
+    /// What ranks may not use to talk to each other.
+    pub forbidden: Forbidden,
 }
 
 /// An argument that vLLM would refuse or that is not modelled.
@@ -219,6 +222,12 @@ impl VllmArgs {
             blocks_override: reader.number("num_gpu_blocks_override", 1 << 40)?,
             hybrid_cache: !reader.flag("disable_hybrid_kv_cache_manager", false),
             async_scheduling: reader.flag("async_scheduling", true),
+            forbidden: Forbidden {
+                peers: args["env"]["NCCL_P2P_DISABLE"] == "1",
+                multicast: args["env"]["NCCL_NVLS_ENABLE"] == "0",
+                symmetric: args["env"]["VLLM_ALLREDUCE_USE_SYMM_MEM"] == "0",
+                custom: reader.flag("disable_custom_all_reduce", false),
+            },
         })
     }
 

@@ -9,6 +9,7 @@ use std::sync::LazyLock;
 
 use serde::{Deserialize, Serialize};
 
+use super::communicators::Transport;
 use super::version::{self, Version};
 use crate::model::hf_config::{Family, Transformer};
 
@@ -36,6 +37,9 @@ pub struct Entry {
     /// For which layouts over several GPUs it holds; for all, one GPU included, where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parallel: Option<Parallel>,
+    /// How the GPUs are linked; for all where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transport: Option<Transport>,
     /// Only models with experts, or only those without.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub experts: Option<bool>,
@@ -77,8 +81,16 @@ pub enum Term {
     GraphExecutable,
     /// A layer in a graph of a whole pass.
     GraphLayer,
-    /// Communicators before the first snapshot.
+    /// NCCL's first communicator before the first snapshot, its kernels included.
     Communicators,
+    /// Each of its communicators after the first.
+    FurtherCommunicator,
+    /// Links of the first pipeline stage to the next, made by the first pass.
+    LinksFirst,
+    /// Links of a stage to both neighbours.
+    LinksMiddle,
+    /// Links of the last stage to the one before.
+    LinksLast,
     /// Workspaces of communicators that the profile counts.
     CommunicatorsCharged,
     /// What compiling and capturing leave in the allocator's cache.
@@ -169,8 +181,17 @@ pub struct Constants<'a> {
 }
 
 /// Terms of which a band means that the card or the layout was not measured.
-const SETTLED_BY: [Term; 4] =
-    [Term::Context, Term::NonTorch, Term::Communicators, Term::CommunicatorsCharged];
+const SETTLED_BY: [Term; 7] = [
+    Term::Context,
+    Term::NonTorch,
+    Term::Communicators,
+    Term::CommunicatorsCharged,
+    Term::LinksFirst,
+    Term::LinksMiddle,
+    Term::LinksLast,
+];
+/// Terms that only a pipeline has.
+const OF_PIPELINES: [Term; 3] = [Term::LinksFirst, Term::LinksMiddle, Term::LinksLast];
 
 impl Constants<'_> {
     /// Bytes of a term; zero where there is none.
@@ -207,6 +228,8 @@ pub struct Subject<'a> {
     pub tensor_parallel: u64,
     /// Pipeline stages.
     pub stages: usize,
+    /// How the GPUs are linked.
+    pub transport: Transport,
 }
 
 static BUILTIN: LazyLock<Calibration> = LazyLock::new(|| {
@@ -250,6 +273,7 @@ impl Calibration {
                 && other.engine_version == entry.engine_version
                 && other.family == entry.family
                 && other.parallel == entry.parallel
+                && other.transport == entry.transport
                 && other.experts == entry.experts
         };
         match self.entries.iter_mut().find(same) {
@@ -271,6 +295,11 @@ impl Calibration {
                 constants.sources[*term as usize] = &entry.source;
             }
         }
+        if subject.stages < 2 {
+            for term in OF_PIPELINES {
+                constants.bands[term as usize] = Band::Absent;
+            }
+        }
         constants
     }
 }
@@ -288,6 +317,7 @@ impl Entry {
             && version.is_none_or(|version| version == Some(subject.version))
             && self.family.is_none_or(|family| family == subject.model.family)
             && self.parallel.is_none_or(is_parallel)
+            && self.transport.is_none_or(|transport| transport == subject.transport)
             && self.experts.is_none_or(|experts| experts == subject.model.experts.is_some())
     }
 }

@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 pub const MODELLED: &[&str] = &[
     "async_scheduling",
     "block_size",
+    "disable_custom_all_reduce",
     "disable_hybrid_kv_cache_manager",
     "dtype",
     "enable_chunked_prefill",

@@ -41,6 +41,7 @@ pub fn memory(engine: &Engine<'_>, subject: &Subject<'_>, args: &Value) -> (Byte
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory::vllm::communicators::Transport;
     use crate::memory::vllm::version;
     use crate::model::hf_config::Transformer;
 
@@ -60,8 +61,14 @@ mod tests {
             let Ok(model) = Transformer::from_config(&config) else { panic!("no {path}") };
             let engine = Engine::of_version("0.26.0");
             let Some(version) = version::parse("0.26.0") else { panic!() };
-            let subject =
-                Subject { gpu: None, version, model: &model, tensor_parallel: 1, stages: 1 };
+            let subject = Subject {
+                gpu: None,
+                version,
+                model: &model,
+                tensor_parallel: 1,
+                stages: 1,
+                transport: Transport::Bus,
+            };
             let sees = row["after_images_sum"].as_u64();
             // Its tokenizer was a stand-in without entries.
             let skips = row["skip_tokenizer_init"] == true || sees.is_some();

@@ -85,10 +85,14 @@ pub fn learn(
     let of = |term: &str| gib(stage.terms.get(term).0);
     // Over several GPUs it is the communicators that differ; one GPU has told the rest.
     let seen = log.free_and_total_gib.map(|(free, total)| total - free);
-    let before = of("context") + of("communicators");
+    let before = ["context", "communicators", "further_communicators", "all_reduce_buffers"];
+    let before = before.map(of).iter().sum::<f64>();
     let own = seen.filter(|seen| *seen > 0.0 && *seen < before + NEIGHBOUR_GIB);
     match is_parallel {
-        true => lesson.fitted("context", own, before, Term::Communicators, of("context")),
+        true => {
+            let rest = before - of("communicators");
+            lesson.fitted("context", own, before, Term::Communicators, rest);
+        }
         false => lesson.fitted("context", own, before, Term::Context, 0.0),
     }
     let charged = of("non_torch") + of("communicators_charged");

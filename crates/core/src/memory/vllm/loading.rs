@@ -2,6 +2,7 @@
 
 use super::caching_allocator::Allocator;
 use super::quantization::{self, Linear};
+use super::version::EngineFacts;
 use super::weights::Part;
 use super::{Card, VllmArgs, weights};
 use crate::model::hf_config::{Family, Quantization, Transformer};
@@ -42,6 +43,7 @@ struct Loader<'a> {
 pub fn load(
     model: &Transformer,
     args: &VllmArgs,
+    facts: EngineFacts,
     card: Card,
     stage: usize,
     allocator: &mut Allocator,
@@ -49,9 +51,10 @@ pub fn load(
     let (is_first, is_last) = (stage == 0, stage + 1 == args.stages());
     let everywhere = embeds_everywhere(model);
     let embedding = weights::embedding(model, args);
+    let before = allocator.allocated;
     allocator.max_split = MAX_SPLIT;
     let mut loader = Loader { model, args, card, allocator, to_convert: Vec::new(), experts: 0 };
-    if args.with_vision && is_first {
+    if args.with_vision && (is_first || facts.has_vision_everywhere) {
         loader.parts(&weights::vision(model, args));
     }
     if is_first || everywhere || (is_last && model.tied) {
@@ -72,7 +75,7 @@ pub fn load(
     allocator.max_split = u64::MAX;
     allocator.peak_allocated = allocator.allocated;
     allocator.peak_reserved = allocator.reserved;
-    Loaded { weights: allocator.allocated, segments: allocator.reserved, peak }
+    Loaded { weights: allocator.allocated - before, segments: allocator.reserved, peak }
 }
 
 impl Loader<'_> {

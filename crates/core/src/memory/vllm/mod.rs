@@ -3,6 +3,7 @@
 //! - [`args`]: the arguments that memory depends on, resolved as vLLM resolves them
 //! - [`flags`]: vLLM's command line as arguments
 //! - [`device`]: the GPUs that it starts on
+//! - [`communicators`]: what ranks take to talk to each other
 //! - [`version`]: what differs between versions
 //! - [`quantization`], [`weights`]: the tensors of a rank
 //! - [`caching_allocator`]: PyTorch's allocator, replayed: what the device sees of tensors
@@ -19,8 +20,7 @@
 //! `gpu_memory_utilization` is not a cap: sampler state, block tables, retained activations, graphs
 //! and late kernels come on top of it, and are terms of their own here.
 //!
-//! Read in the sources of vLLM 0.26 to 0.33; measured with 0.26.0 on an H100 and an H200, one GPU.
-//! Tensor and pipeline parallelism follow the source, and public logs for communicators.
+//! Read in the sources of vLLM 0.26 to 0.33; measured with 0.26.0 on an H100 and on one to four H200s.
 
 pub mod activations;
 pub mod advice;
@@ -28,6 +28,7 @@ pub mod answer;
 pub mod args;
 pub mod caching_allocator;
 pub mod calibration;
+pub mod communicators;
 pub mod compiled;
 pub mod device;
 pub mod flags;

@@ -6,6 +6,7 @@ use serde_json::Value;
 use super::activations::{Passes, cublas_workspace};
 use super::caching_allocator::Allocator;
 use super::calibration::{Calibration, Constants, Estimate, Subject, Term};
+use super::communicators::{self, Communicators};
 use super::graphs::Graphs;
 use super::kv_cache::{self, Group, Requests};
 use super::terms::{self, Held};
@@ -72,7 +73,10 @@ pub(super) struct Stage<'a> {
     pub(super) load_peak: Bytes,
     /// The most while it profiles; compiling apart, whose peak is above it at most by what it logs.
     pub(super) profile_peak: Bytes,
-    pub(super) context: Bytes,
+    /// What is there before vLLM first looks, PyTorch's segments apart.
+    pub(super) before: Bytes,
+    /// Links to the stages beside it.
+    pub(super) links: Bytes,
     pub(super) block_bytes: u64,
     pub(super) available: i64,
 }
@@ -85,6 +89,7 @@ pub(super) struct Start<'a> {
     pub(super) gpus: &'a [Gpu],
     pub(super) card: Card,
     pub(super) compile_cache: CompileCache,
+    pub(super) communicators: Communicators,
     pub(super) constants: Constants<'a>,
 }
 
@@ -120,6 +125,7 @@ pub fn fit(model: &Transformer, args: &Value, gpus: &[Gpu], engine: &Engine<'_>)
         model,
         tensor_parallel: args.tensor_parallel,
         stages: args.stages(),
+        transport: communicators::transport(first, args.forbidden),
     };
     let start = Start {
         model,
@@ -128,6 +134,7 @@ pub fn fit(model: &Transformer, args: &Value, gpus: &[Gpu], engine: &Engine<'_>)
         gpus,
         card: first.card,
         compile_cache: engine.compile_cache,
+        communicators: Communicators::new(model, &args, first),
         constants: engine.calibration.constants(&subject, engine.estimate),
     };
     let mut fit = start.run();
@@ -204,8 +211,8 @@ impl<'a> Start<'a> {
         *here.iter().min_by_key(free).unwrap_or(&self.gpus[0])
     }
 
-    /// Context and communicators: what is there before vLLM first looks.
-    fn context(&self, gpu: &Gpu) -> Bytes {
+    /// The context alone.
+    pub(super) fn context(&self, gpu: &Gpu) -> Bytes {
         let shared = match gpu.used_by_others {
             Bytes::ZERO => 0,
             _ => self.constants.get(Term::ContextShared),
@@ -214,9 +221,20 @@ impl<'a> Start<'a> {
             true => cublas_workspace(self.card),
             false => 0,
         };
-        Bytes(self.constants.get(Term::Context)) - Bytes(shared)
-            + Bytes(self.constants.get(Term::Communicators))
-            + Bytes(workspace)
+        Bytes(self.constants.get(Term::Context)) - Bytes(shared) + Bytes(workspace)
+    }
+
+    /// Context and communicators: what is there before vLLM first looks, PyTorch's segments apart.
+    fn before(&self, gpu: &Gpu) -> Bytes {
+        let [first, further] = self.communicators.nccl_bytes(&self.constants);
+        self.context(gpu) + first + further + self.communicators.buffers()
+    }
+
+    /// PyTorch's memory before vLLM first looks.
+    pub(super) fn allocator(&self) -> Allocator {
+        let mut allocator = Allocator::new(u64::MAX);
+        allocator.allocate(self.communicators.tensors());
+        allocator
     }
 
     fn requested(&self, gpu: &Gpu) -> Bytes {
@@ -230,7 +248,8 @@ impl<'a> Start<'a> {
 
     fn free_below_requested(&self) -> Option<String> {
         self.gpus.iter().enumerate().find_map(|(rank, gpu)| {
-            let free = gpu.total - gpu.used_by_others - self.context(gpu);
+            let held = self.before(gpu) + Bytes(self.allocator().reserved);
+            let free = gpu.total - gpu.used_by_others - held;
             let requested = self.requested(gpu);
             (free < requested)
                 .then(|| messages::free_below_requested(rank, free, gpu, self.args, requested))
@@ -241,11 +260,13 @@ impl<'a> Start<'a> {
     fn up_to_profile(&self, stage: usize, groups: &[Group]) -> Stage<'a> {
         let (model, args) = (self.model, self.args);
         let gpu = self.stage_gpu(stage);
-        let context = self.context(&gpu);
-        let device = gpu.total - gpu.used_by_others - context;
+        let before = self.before(&gpu);
+        let device = gpu.total - gpu.used_by_others - before;
         let while_loading = Bytes(self.constants.get(Term::WhileLoading));
-        let mut allocator = Allocator::new((device - while_loading).0);
-        let loaded = loading::load(model, args, self.card, stage, &mut allocator);
+        let mut allocator = self.allocator();
+        let reserved_before = allocator.reserved;
+        allocator.limit = (device - while_loading).0;
+        let loaded = loading::load(model, args, self.facts, self.card, stage, &mut allocator);
         let is_last = stage + 1 == args.stages();
         let state = self.state(stage, is_last);
         for bytes in &state {
@@ -258,7 +279,7 @@ impl<'a> Start<'a> {
         passes.is_last = is_last;
         passes.compile_cache = self.compile_cache;
         let activation_peak = passes.profile(stage == 0);
-        let profile_peak = context + self.non_torch() + Bytes(passes.allocator.peak_reserved);
+        let profile_peak = before + self.non_torch() + Bytes(passes.allocator.peak_reserved);
         passes.allocator.empty_cache();
 
         let layers = args.stage_layers(stage);
@@ -267,7 +288,7 @@ impl<'a> Start<'a> {
         let transient =
             allocated.saturating_add(activation_peak).saturating_sub(passes.allocator.allocated);
         let torch = match self.facts.charges_device_delta {
-            true => passes.allocator.reserved.saturating_add(transient),
+            true => (passes.allocator.reserved - reserved_before).saturating_add(transient),
             false => loaded.weights.saturating_add(activation_peak),
         };
         let charged = torch.saturating_add(self.non_torch().0);
@@ -282,9 +303,10 @@ impl<'a> Start<'a> {
         };
         Stage {
             gpu,
-            load_peak: context + Bytes(loaded.peak) + while_loading,
+            load_peak: before + Bytes(loaded.peak) + while_loading,
             profile_peak,
-            context,
+            before,
+            links: communicators::links(stage, args.stages(), &self.constants),
             state: state.iter().fold(0, |sum: u64, bytes| sum.saturating_add(*bytes)),
             passes,
             layers,
@@ -373,7 +395,8 @@ impl<'a> Start<'a> {
         let tensors = stage.block_bytes / page.max(1);
         let segments = Bytes(blocks.saturating_mul(page)).align_up(GRANULE) * tensors;
         let graphs = stage.graphs.pool.saturating_add(stage.graphs.driver);
-        let fixed = stage.context
+        let fixed = stage.before
+            + stage.links
             + self.non_torch()
             + Bytes(constants.get(Term::LateKernels))
             + Bytes(graphs)

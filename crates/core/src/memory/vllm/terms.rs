@@ -23,7 +23,11 @@ pub(super) fn before_cache(start: &Start<'_>, stage: &Stage<'_>) -> Footprint {
         Bytes(loaded.weights),
         format!("tensors of {layers} layers on a rank, in multiples of 512 bytes"),
     );
+    let communicators = start.communicators;
+    // The segment of the peers' table, as far as weights have not filled it.
     let rounding = Bytes(loaded.segments) - Bytes(loaded.weights);
+    let table = rounding.min(Bytes(start.allocator().reserved));
+    let rounding = rounding - table;
     terms.exact("weight_segments", rounding, "rounding by the caching allocator".to_owned());
     let constants = &start.constants;
     let mut fitted = |name: &str, bytes: Bytes, what: &str, term: Term| {
@@ -31,13 +35,19 @@ pub(super) fn before_cache(start: &Start<'_>, stage: &Stage<'_>) -> Footprint {
             terms.calibrated(name, bytes, format!("{what}; {}", constants.source(term)));
         }
     };
-    let communicators = Bytes(constants.get(Term::Communicators));
     let charged = Bytes(constants.get(Term::CommunicatorsCharged));
-    fitted("context", stage.context - communicators, "total less free", Term::Context);
-    fitted("communicators", communicators, "before the snapshot", Term::Communicators);
+    fitted("context", start.context(&stage.gpu), "total less free", Term::Context);
+    let [first, further] = communicators.nccl_bytes(constants);
+    fitted("communicators", first, "NCCL's first", Term::Communicators);
+    fitted("further_communicators", further, "NCCL's others", Term::FurtherCommunicator);
     let non_torch = start.non_torch() - charged;
     fitted("non_torch", non_torch, "loaded between the snapshots", Term::NonTorch);
     fitted("communicators_charged", charged, "between the snapshots", Term::CommunicatorsCharged);
+    let buffers = communicators.buffers() + table;
+    if buffers > Bytes::ZERO {
+        let how = "symmetric memory, and the custom all-reduce's buffers and table";
+        terms.exact("all_reduce_buffers", buffers, how.to_owned());
+    }
     terms
 }
 
@@ -76,6 +86,11 @@ pub(super) fn all(start: &Start<'_>, stage: &Stage<'_>, held: &Held) -> Footprin
         let source = constants.source(Term::GraphExecutable);
         let how = format!("for each executable, and each layer of whole passes; {source}");
         terms.calibrated("cuda_graphs", Bytes(graphs.driver), how);
+    }
+    if stage.links > Bytes::ZERO {
+        let source = constants.source(Term::LinksFirst);
+        let how = format!("made by the first pass; {source}");
+        terms.calibrated("pipeline_links", stage.links, how);
     }
     let late = Bytes(constants.get(Term::LateKernels));
     if late > Bytes::ZERO {

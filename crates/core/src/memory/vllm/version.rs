@@ -36,6 +36,8 @@ pub struct EngineFacts {
     pub profiles_unsplit: bool,
     /// cuBLAS' workspace is there before vLLM first looks (0.33).
     pub makes_workspace_first: bool,
+    /// Every pipeline stage builds the vision tower (before 0.33, where it was read to be left out).
+    pub has_vision_everywhere: bool,
     /// The profile samples with every feature on (0.33).
     pub profiles_sampler: bool,
     /// The model runs in the older runner, which has no sampler state of its own: Qwen 3 with experts
@@ -57,6 +59,7 @@ impl EngineFacts {
             warms_up_before_capture: version >= (0, 30),
             profiles_unsplit: version >= (0, 31),
             makes_workspace_first: version >= (0, 33),
+            has_vision_everywhere: version < (0, 33),
             profiles_sampler: version >= (0, 33),
             is_v1_runner,
         }

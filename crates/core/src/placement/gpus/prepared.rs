@@ -13,6 +13,7 @@ use crate::memory::llama_cpp::offload::{DeviceFlags, Offload, OffloadFit, Outsid
 use crate::memory::llama_cpp::{LlamaFlags, process};
 use crate::memory::ollama::{self, Request};
 use crate::memory::vllm::calibration::Subject;
+use crate::memory::vllm::communicators::Transport;
 use crate::memory::vllm::tenancy::{Sharing, Tenant};
 use crate::memory::vllm::{Engine, Gpu, VllmFit, host, version};
 use crate::model::ModelFacts;
@@ -270,6 +271,7 @@ fn host_of_vllm(
         model,
         tensor_parallel: size("tensor_parallel_size"),
         stages: size("pipeline_parallel_size") as usize,
+        transport: Transport::Bus,
     };
     host::memory(engine, &subject, args)
 }
