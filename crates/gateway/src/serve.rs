@@ -28,6 +28,7 @@ use crate::routing::routes::Routes;
 use crate::routing::table::Table;
 use crate::settings::Settings;
 use crate::shared::{Phase, Shared};
+use crate::upstream::gather::Gather;
 use crate::upstream::pool::Pool;
 
 /// A client that doesn't finish its headers in this time is let go.
@@ -174,9 +175,15 @@ struct Worker {
 impl Worker {
     fn start(number: usize, shared: &Arc<Shared>) -> io::Result<Self> {
         let (connections, accepted) = mpsc::unbounded_channel();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let gather = Arc::new(Gather::default());
+        let [waiting, waking] = [(); 2].map(|()| Arc::clone(&gather));
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .on_thread_park(move || waiting.waits())
+            .on_thread_unpark(move || waking.is_woken())
+            .build()?;
         let shared = Arc::clone(shared);
-        let work = move || LocalSet::new().block_on(&runtime, work(shared, accepted));
+        let work = move || LocalSet::new().block_on(&runtime, work(shared, gather, accepted));
         let thread = thread::Builder::new().name(format!("gateway-{number}")).spawn(work)?;
         Ok(Self { connections, thread })
     }
@@ -185,9 +192,10 @@ impl Worker {
 /// Serves connections until no more come and those that there are have ended.
 async fn work(
     shared: Arc<Shared>,
+    gather: Arc<Gather>,
     mut accepted: mpsc::UnboundedReceiver<(std::net::TcpStream, SocketAddr)>,
 ) {
-    let pool = Pool::default();
+    let pool = Pool::new(gather);
     let mut connections = JoinSet::new();
     let mut sweep = tokio::time::interval(SWEEP);
     loop {

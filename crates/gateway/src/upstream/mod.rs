@@ -5,12 +5,14 @@
 //!
 //! - [`pool`]: connections of one thread, kept and used again
 //! - [`connection`]: one exchange on one connection
+//! - [`gather`]: a moment of rest where pieces come in bursts
 //! - [`head`]: heads of requests and answers, as bytes
 //! - [`chunked`]: the chunked transfer coding, undone
 //! - [`relay`]: an answer's body on its way to the client
 
 pub(crate) mod chunked;
 pub(crate) mod connection;
+pub(crate) mod gather;
 pub(crate) mod head;
 pub(crate) mod pool;
 pub(crate) mod relay;

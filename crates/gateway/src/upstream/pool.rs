@@ -6,12 +6,14 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead as _, ReadBuf};
 
 use super::connection::Connection;
+use super::gather::Gather;
 
 /// Idle connections to one engine.
 const MOST_IDLE: usize = 256;
@@ -26,16 +28,16 @@ pub(crate) struct Pool {
     idle: Rc<RefCell<HashMap<SocketAddr, Vec<Connection>>>>,
     /// One for all, so that a connection that waits holds no memory.
     scratch: Rc<RefCell<Box<[u8]>>>,
-}
-
-impl Default for Pool {
-    fn default() -> Self {
-        let scratch = vec![0; READ].into_boxed_slice();
-        Self { idle: Rc::default(), scratch: Rc::new(RefCell::new(scratch)) }
-    }
+    gather: Arc<Gather>,
 }
 
 impl Pool {
+    /// The pool of a thread that rests by `gather`.
+    pub(crate) fn new(gather: Arc<Gather>) -> Self {
+        let scratch = vec![0; READ].into_boxed_slice();
+        Self { idle: Rc::default(), scratch: Rc::new(RefCell::new(scratch)), gather }
+    }
+
     /// The connection that was used last of those that are still good.
     pub(crate) fn take(&self, address: SocketAddr) -> Option<Connection> {
         let mut idle = self.idle.borrow_mut();
@@ -59,7 +61,7 @@ impl Pool {
         }
     }
 
-    /// Reads what has arrived: so many bytes more are in the connection's buffer.
+    /// Reads what has arrived of a body: so many bytes more are in the connection's buffer.
     pub(crate) fn poll_read(
         &self,
         connection: &mut Connection,
@@ -70,6 +72,7 @@ impl Pool {
         // It knows that there is no more where less came than there was room for: `try_read` would ask again.
         ready!(Pin::new(&mut connection.stream).poll_read(context, &mut read))?;
         connection.read.extend_from_slice(read.filled());
+        self.gather.passed();
         Poll::Ready(Ok(read.filled().len()))
     }
 
