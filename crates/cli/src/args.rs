@@ -45,7 +45,7 @@ pub(crate) enum Command {
     Up(UpArgs),
     /// Watch over what is applied and serve it; Ctrl-C leaves the engines running
     Serve(ServeArgs),
-    /// A gateway alone, with the routes that a controller writes
+    /// A gateway alone: to the servers of a spec, or by the routes that a controller writes
     Gateway(GatewayArgs),
     /// A new API key for the gateway, and its entry in the file of keys
     Key(KeyArgs),
@@ -257,12 +257,18 @@ pub(crate) struct ServeArgs {}
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct GatewayArgs {
+    /// A spec whose models are all `external`: it needs nothing else, and is read again when it changes
+    #[arg(short = 'f', long = "spec", value_name = "SPEC", conflicts_with = "routes")]
+    pub(crate) spec: Option<PathBuf>,
     /// The file of routes [default: routes.json in the state folder, which `berth serve` keeps up to date]
     #[arg(long, value_name = "FILE")]
     pub(crate) routes: Option<PathBuf>,
-    /// Address and port
-    #[arg(long, default_value = "127.0.0.1:8080")]
-    pub(crate) listen: SocketAddr,
+    /// Address and port [default: the spec's, else 127.0.0.1:8080]
+    #[arg(long)]
+    pub(crate) listen: Option<SocketAddr>,
+    /// Threads [default: as many as there are processors]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) workers: Option<u16>,
     /// The file of API keys; it is read again when it changes
     #[arg(long, value_name = "FILE")]
     pub(crate) keys: Option<PathBuf>,

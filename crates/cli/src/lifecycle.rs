@@ -49,6 +49,11 @@ pub(crate) fn controller(
 
 /// A gateway as a plan has it.
 pub(crate) fn gateway(spec: &GatewaySpec) -> Result<Gateway, Failure> {
+    gateway_of(spec, None)
+}
+
+/// The same, with a number of threads.
+pub(crate) fn gateway_of(spec: &GatewaySpec, workers: Option<usize>) -> Result<Gateway, Failure> {
     let tls = |files: &TlsFiles| {
         let tls = tls::acceptor(Path::new(&files.certificate), Path::new(&files.key));
         tls.map_err(|error| {
@@ -60,6 +65,7 @@ pub(crate) fn gateway(spec: &GatewaySpec) -> Result<Gateway, Failure> {
     let gateway = Gateway::new(Settings {
         max_body: spec.max_body.0,
         access_log: spec.access_log,
+        workers,
         tls: spec.tls.as_ref().map(tls).transpose()?,
         ..Settings::default()
     });

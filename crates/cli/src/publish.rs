@@ -34,20 +34,29 @@ pub(crate) fn publish(served: Served<'_>, turn: &Turn) {
             ..Instance::new(model, id, address, state(instance.state))
         }
     };
-    let own = turn.instances.iter().map(upstream);
-    let others = turn.externals.iter().filter_map(external);
-    let GatewaySpec { aliases, rules, .. } = &turn.gateway;
-    let table = Table {
-        instances: own.chain(others).collect(),
-        aliases: aliases.clone(),
-        rules: rules.iter().map(rule).collect(),
-    };
+    let own = turn.instances.iter().map(upstream).collect();
+    let table = table(own, &turn.externals, &turn.gateway);
     if !gateway.set_table(table) && file.exists() {
         return;
     }
     let text = serde_json::to_string_pretty(&gateway.table()).unwrap_or_default();
     if let Err(error) = write_whole(file, &text) {
         tracing::warn!(%error, file = %file.display(), "the routes can't be written");
+    }
+}
+
+/// Routes to berth's own instances and to servers that somebody else runs.
+pub(crate) fn table(
+    own: Vec<Instance>,
+    externals: &[ExternalStatus],
+    gateway: &GatewaySpec,
+) -> Table {
+    let others = externals.iter().filter_map(external);
+    let GatewaySpec { aliases, rules, .. } = gateway;
+    Table {
+        instances: own.into_iter().chain(others).collect(),
+        aliases: aliases.clone(),
+        rules: rules.iter().map(rule).collect(),
     }
 }
 
@@ -63,7 +72,7 @@ fn external(status: &ExternalStatus) -> Option<Instance> {
     let state = if status.is_ready { UpstreamState::Ready } else { UpstreamState::Failed };
     Some(Instance {
         name: renamed(name, model),
-        deployment: status.external.id(),
+        deployment: format!("{model}@elsewhere"),
         ..Instance::new(model, &status.external.id(), status.address?, state)
     })
 }

@@ -25,7 +25,7 @@ pub struct ExternalStatus {
 
 /// What is known of each.
 #[derive(Debug, Default)]
-pub(crate) struct Externals(HashMap<String, Seen>);
+pub struct Externals(HashMap<String, Seen>);
 
 type Answer = (Option<std::net::SocketAddr>, bool);
 
@@ -38,7 +38,7 @@ struct Seen {
 
 impl Externals {
     /// Asks those whose time has come, and says what is known of all.
-    pub(crate) async fn look(&mut self, all: &[External], now_ms: u64) -> Vec<ExternalStatus> {
+    pub async fn look(&mut self, all: &[External], now_ms: u64) -> Vec<ExternalStatus> {
         self.0.retain(|id, _| all.iter().any(|external| external.id() == *id));
         let mut statuses = Vec::new();
         for external in all {

@@ -4,7 +4,7 @@
 //! - [`journal`]: plans, records and events in SQLite, written before anything is done
 //! - [`controller`]: whoever has a state folder: on this machine (`local`) or on a Ray cluster ([`ray`])
 //! - `book`: the plan in force and what is known of its instances, in memory and in the journal
-//! - `externals`: servers that somebody else runs
+//! - [`externals`]: servers that somebody else runs
 //! - `lease`: one berth at a time on a cluster
 //! - [`status`]: what is planned, reported and observed, for people and programs
 //!
@@ -16,7 +16,7 @@ pub mod clock;
 pub mod controller;
 pub mod crash;
 pub mod event;
-mod externals;
+pub mod externals;
 pub mod journal;
 mod lease;
 mod local;
@@ -28,7 +28,7 @@ pub mod stops;
 
 pub use controller::{Controller, ControllerError};
 pub use event::{Event, EventKind};
-pub use externals::ExternalStatus;
+pub use externals::{ExternalStatus, Externals};
 pub use journal::{Journal, JournalError};
 pub use status::{DeviceStatus, InstanceState, InstanceStatus, Status};
 pub use stops::Patience;

@@ -49,12 +49,46 @@ fn short_specs_have_sensible_defaults() {
     assert_eq!(a.source, Source::Hub { repo: "o/n".into(), file: "f.gguf".into() });
 }
 
+/// Servers that somebody else runs: one or several, and what the model is called there.
+#[test]
+fn external_servers_are_one_or_several() {
+    for (written, expected) in [
+        ("\"http://a:1\"", vec![("a", 1, "m")]),
+        ("{ url = \"http://a:1\", name = \"n\" }", vec![("a", 1, "n")]),
+        ("[\"http://a:1\", \"http://b:2\"]", vec![("a", 1, "m"), ("b", 2, "m")]),
+        (
+            "[\"http://a:1\", { url = \"http://b:2\", name = \"n\" }]",
+            vec![("a", 1, "m"), ("b", 2, "n")],
+        ),
+    ] {
+        let spec = Spec::parse("s", &format!("[models.m]\nexternal = {written}\n")).unwrap();
+        let found: Vec<_> = spec
+            .external
+            .iter()
+            .map(|one| (one.host.as_str(), one.port, one.name.as_str()))
+            .collect();
+        assert_eq!(found, expected, "{written}");
+    }
+}
+
 /// Each bad spec with the lines that the user reads: place and message, then the hint.
 #[test]
 fn bad_specs_are_told_what_to_write() {
     const MODEL: &str = "[models.a]\nsource = \"a.gguf\"\n";
     const NODES: &str = "[[cluster.nodes]]\nnames = \"node-[0-3]\"\ngpu = \"A10\"\n";
     for (text, expected) in [
+        (
+            "[models.m]\nexternal = [\"http://a:1\", \"http://a:1/\"]\n".to_owned(),
+            "s:2:12: `http://a:1` stands there twice | leave one of them out",
+        ),
+        (
+            "[models.m]\nexternal = [\"http://a\"]\n".to_owned(),
+            "s:2:12: `http://a` is no address of a server | write \"http://10.0.0.7:11434\": host and port, and no path",
+        ),
+        (
+            "[models.m]\nexternal = { address = \"http://a:1\" }\n".to_owned(),
+            "s:2:12: expected \"http://HOST:PORT\", { url = \"http://HOST:PORT\", name = \"...\" }, or a list of them | ",
+        ),
         (
             "".to_owned(),
             "s:1:1: there is no model in this spec | add a section such as\n    [models.tiny]\n    source = \"models/tiny.gguf\"",

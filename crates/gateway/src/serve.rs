@@ -99,7 +99,8 @@ impl Gateway {
     /// # Errors
     /// Where threads can't be started.
     pub async fn serve(&self, listener: TcpListener, drain_limit: Duration) -> io::Result<()> {
-        let threads = thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let processors = || thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let threads = self.shared.settings.workers.unwrap_or_else(processors).max(1);
         let workers: Vec<Worker> = (0..threads)
             .map(|number| Worker::start(number, &self.shared))
             .collect::<io::Result<_>>()?;

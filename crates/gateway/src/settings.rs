@@ -17,6 +17,8 @@ pub struct Settings {
     pub queue_limit: Duration,
     /// Whether each request gets a line in the log.
     pub access_log: bool,
+    /// Threads that serve; as many as there are processors where it isn't said.
+    pub workers: Option<usize>,
     /// What https is made with; plain http where there is none.
     pub tls: Option<TlsAcceptor>,
 }
@@ -29,6 +31,7 @@ impl Default for Settings {
             idle_limit: Duration::from_secs(300),
             queue_limit: Duration::from_secs(60),
             access_log: false,
+            workers: None,
             tls: None,
         }
     }

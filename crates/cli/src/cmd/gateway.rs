@@ -1,10 +1,13 @@
-//! `berth gateway`: a gateway alone. It takes its routes from a file that a controller writes, and goes on with them
-//! when that is gone; any number of them can run side by side.
+//! `berth gateway`: a gateway alone, to servers that a spec names, or with routes from a file that a controller writes;
+//! it goes on with them when that is gone. Any number of them can run side by side.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use berth_core::spec::{GatewaySpec, TlsFiles};
+use berth_control::Externals;
+use berth_control::clock::now_ms;
+use berth_core::spec::{GatewaySpec, Spec, TlsFiles};
 use berth_gateway::{Gateway, Table};
 
 use crate::args::GatewayArgs;
@@ -14,37 +17,51 @@ use crate::in_flight::Said;
 use crate::lifecycle::{self, DRAIN_LIMIT};
 use crate::output;
 use crate::prepare;
+use crate::publish;
+
+/// Where requests go.
+enum By {
+    /// To the servers of a spec.
+    Spec(PathBuf, Box<Spec>),
+    /// By a file of routes.
+    Routes(PathBuf),
+}
 
 pub(crate) fn run(state: &Path, args: &GatewayArgs) -> Result<ExitCode, Failure> {
-    let routes = match &args.routes {
-        Some(file) => file.clone(),
-        None => prepare::state_dir(state)?.routes(),
+    let by = match (&args.spec, &args.routes) {
+        (Some(file), _) => By::Spec(file.clone(), Box::new(elsewhere(file)?)),
+        (None, Some(file)) => By::Routes(file.clone()),
+        (None, None) => By::Routes(prepare::state_dir(state)?.routes()),
     };
-    if !args.listen.ip().is_loopback() && args.keys.is_none() && !args.allow_remote {
-        let error = anyhow::anyhow!("{} is reachable from other machines", args.listen);
+    let spec = settings(args, &by);
+    if !spec.listen.ip().is_loopback() && spec.keys.is_none() && !args.allow_remote {
+        let error = anyhow::anyhow!("{} is reachable from other machines", spec.listen);
         return Err(Failure::bad_spec(error).hint(
             "name a file of keys with --keys (`berth key` makes them), or say --allow-remote if anybody who \
              reaches it may use the models",
         ));
     }
-    let text = |path: &PathBuf| path.display().to_string();
-    let tls = args.certificate.as_ref().zip(args.certificate_key.as_ref());
-    let spec = GatewaySpec {
-        listen: args.listen,
-        keys: args.keys.as_ref().map(text),
-        tls: tls
-            .map(|(certificate, key)| TlsFiles { certificate: text(certificate), key: text(key) }),
-        access_log: args.access_log,
-        ..GatewaySpec::default()
-    };
-    let gateway = lifecycle::gateway(&spec)?;
-    gateway.set_table(table(&routes)?);
+    let gateway = lifecycle::gateway_of(&spec, args.workers.map(usize::from))?;
+    if let By::Routes(file) = &by {
+        gateway.set_table(table(file)?);
+    }
     lifecycle::runtime()?.block_on(async {
-        let listener = lifecycle::bind(args.listen).await?;
-        output::talk(&format!("serving at {}, by {}", lifecycle::url(&spec), routes.display()));
-        tokio::spawn(say(gateway.clone(), routes.clone()));
-        tokio::spawn(follow(gateway.clone(), routes));
-        tokio::spawn(lifecycle::follow_keys(gateway.clone(), args.keys.clone()));
+        let listener = lifecycle::bind(spec.listen).await?;
+        let file = match &by {
+            By::Spec(file, _) | By::Routes(file) => file.display(),
+        };
+        output::talk(&format!("serving at {}, by {file}", lifecycle::url(&spec)));
+        tokio::spawn(lifecycle::follow_keys(
+            gateway.clone(),
+            spec.keys.as_ref().map(PathBuf::from),
+        ));
+        match by {
+            By::Spec(file, spec) => drop(tokio::spawn(follow_spec(gateway.clone(), file, *spec))),
+            By::Routes(file) => {
+                tokio::spawn(say(gateway.clone(), file.clone()));
+                tokio::spawn(follow_routes(gateway.clone(), file));
+            }
+        }
         tokio::spawn({
             let gateway = gateway.clone();
             async move {
@@ -58,8 +75,56 @@ pub(crate) fn run(state: &Path, args: &GatewayArgs) -> Result<ExitCode, Failure>
     })
 }
 
+/// What the spec says of the gateway, and what the flags say instead.
+fn settings(args: &GatewayArgs, by: &By) -> GatewaySpec {
+    let mut spec = match by {
+        By::Spec(_, spec) => spec.gateway.clone(),
+        By::Routes(_) => GatewaySpec::default(),
+    };
+    let text = |path: &PathBuf| path.display().to_string();
+    spec.listen = args.listen.unwrap_or(spec.listen);
+    spec.keys = args.keys.as_ref().map(text).or(spec.keys);
+    if let Some((certificate, key)) = args.certificate.as_ref().zip(args.certificate_key.as_ref()) {
+        spec.tls = Some(TlsFiles { certificate: text(certificate), key: text(key) });
+    }
+    spec.access_log |= args.access_log;
+    spec
+}
+
+/// A spec all of whose models run elsewhere.
+fn elsewhere(file: &Path) -> Result<Spec, Failure> {
+    let spec = prepare::spec(file)?;
+    let own: Vec<&str> = spec.deployments.iter().map(|one| one.model.as_str()).collect();
+    if !own.is_empty() {
+        let what = format!("berth itself runs models of {}: {}", file.display(), own.join(", "));
+        return Err(Failure::bad_spec(anyhow::anyhow!(what)).hint(
+            "`berth up` or `berth serve` runs them; `berth gateway` without -f goes by the routes that those write",
+        ));
+    }
+    Ok(spec)
+}
+
+/// Asks the servers of a spec whether they are there, and takes up the spec whenever it changes.
+async fn follow_spec(gateway: Gateway, file: PathBuf, spec: Spec) {
+    let current = Arc::new(Mutex::new(spec));
+    let taken_up = Arc::clone(&current);
+    let take_up = move |file: &Path| {
+        *taken_up.lock().unwrap_or_else(PoisonError::into_inner) = elsewhere(file)?;
+        Ok(())
+    };
+    tokio::spawn(async move { files::follow(&file, "the servers", take_up).await });
+    let mut externals = Externals::default();
+    loop {
+        let Spec { external, gateway: told, .. } =
+            current.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let seen = externals.look(&external, now_ms()).await;
+        gateway.set_table(publish::table(Vec::new(), &seen, &told));
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
 /// Takes up the routes whenever they change. A file that is broken changes nothing.
-async fn follow(gateway: Gateway, routes: PathBuf) {
+async fn follow_routes(gateway: Gateway, routes: PathBuf) {
     let take_up = |file: &Path| {
         gateway.set_table(table(file)?);
         Ok(())
@@ -81,7 +146,8 @@ fn table(file: &Path) -> Result<Table, Failure> {
     let text = std::fs::read_to_string(file).map_err(|error| {
         let what = format!("the routes {} can't be read", file.display());
         Failure::new(anyhow::Error::new(error).context(what)).hint(
-            "`berth serve` or `berth up` writes them into its --state; --routes names another file",
+            "`berth serve` or `berth up` writes them into its --state; --routes names another file, and -f a spec \
+             of servers that run elsewhere",
         )
     })?;
     serde_json::from_str(&text).map_err(|error| {

@@ -1,7 +1,7 @@
 //! Gateways of their own, as a person starts them.
 
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::process::{Child, Command};
 use std::time::Duration;
 
@@ -69,6 +69,51 @@ fn gateways_go_on_without_their_controller() {
         assert_eq!(one.child.wait().unwrap().code(), Some(0));
     }
     berth.run(&["down"]).expect(0, &["everything that berth started has stopped"]);
+}
+
+/// A spec of servers that run elsewhere needs nothing else: not even a state folder. One that is down is passed over,
+/// and what is added to the spec is taken up.
+#[test]
+fn a_spec_of_servers_elsewhere_is_enough() {
+    let berth = Berth::new(14);
+    let (one, gone) = (model_server("one"), TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
+    let down = gone.local_addr().unwrap();
+    drop(gone);
+    let file = berth.folder.path().join("elsewhere.toml");
+    let model = |name: &str, address: SocketAddr| {
+        format!("[models.{name}]\nexternal = [\"http://{address}\", \"http://{down}\"]\n")
+    };
+    std::fs::write(&file, model("one", one)).unwrap();
+    let name = file.to_str().unwrap();
+    let alone = Alone::start(&berth, &["-f", name, "--workers", "1"]);
+    wait_until("it answers", || alone.answers("one"));
+    assert!((0..20).all(|_| alone.answers("one")), "one server of two is enough");
+    std::fs::write(&file, model("one", one) + &model("two", model_server("two"))).unwrap();
+    wait_until("the spec is read again", || alone.answers("two"));
+    std::fs::write(&file, "[models.one]\nexternal = 1\n").unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(alone.answers("two"), "a spec that is broken changes nothing");
+
+    berth.spec("[models.own]\nsource = \"hub:o/n/f.gguf\"\n");
+    berth
+        .run(&["gateway", "-f", "berth.toml"])
+        .expect(2, &["berth itself runs models", "own", "`berth up`"]);
+}
+
+/// A server that lists a model and completes with a word.
+fn model_server(model: &'static str) -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            drop(stream.read(&mut [0; 8192]));
+            let body = format!("{{\"id\":\"x\",\"model\":\"{model}\"}}");
+            let head = "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: ";
+            drop(stream.write_all(format!("{head}{}\r\n\r\n{body}", body.len()).as_bytes()));
+        }
+    });
+    address
 }
 
 /// OpenAI's own client raises where a stream breaks off, and names the reason.

@@ -1,10 +1,47 @@
 //! Servers that somebody else runs: requests go to them, and they are watched; never started or stopped.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
 use super::error::Problems;
-use super::raw::RawExternal;
+
+/// Servers as they are written: a list, or one.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(
+    untagged,
+    expecting = "expected \"http://HOST:PORT\", { url = \"http://HOST:PORT\", name = \"...\" }, or a list of them"
+)]
+// Several stand first: serde reads a table from a list, too.
+pub enum RawExternals {
+    /// Several.
+    Several(Vec<RawExternal>),
+    /// One.
+    One(RawExternal),
+}
+
+/// A server.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(
+    untagged,
+    expecting = "expected \"http://HOST:PORT\" or { url = \"http://HOST:PORT\", name = \"...\" }"
+)]
+pub enum RawExternal {
+    /// `http://HOST:PORT`.
+    Url(String),
+    /// One that knows the model by another name.
+    Named(RawNamed),
+}
+
+/// A server that knows the model by another name.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawNamed {
+    /// Where: `http://HOST:PORT`.
+    pub url: String,
+    /// What the model is called there. Default: as here.
+    pub name: Option<String>,
+}
 
 /// A server that somebody else runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,19 +63,40 @@ impl External {
     }
 }
 
-pub(super) fn external(
+/// The servers of a model.
+pub(super) fn externals(
     model: &str,
-    raw: &Spanned<RawExternal>,
+    raw: &Spanned<RawExternals>,
     problems: &mut Problems<'_>,
-) -> Option<External> {
-    let text = raw.get_ref().url.trim_end_matches('/');
-    let Some((host, port)) = parse(text) else {
-        let hint = "write url = \"http://10.0.0.7:11434\": host and port, and no path";
-        problems.add_with_hint(raw.span(), format!("`{text}` is no address of a server"), hint);
-        return None;
+) -> Vec<External> {
+    let all = match raw.get_ref() {
+        RawExternals::Several(all) => all.as_slice(),
+        RawExternals::One(one) => std::slice::from_ref(one),
     };
-    let name = raw.get_ref().name.clone().unwrap_or_else(|| model.to_owned());
-    Some(External { model: model.to_owned(), host, port, name })
+    let mut found: Vec<External> = Vec::new();
+    for one in all {
+        let (url, name) = match one {
+            RawExternal::Url(url) => (url, None),
+            RawExternal::Named(RawNamed { url, name }) => (url, name.as_deref()),
+        };
+        let text = url.trim_end_matches('/');
+        let Some((host, port)) = parse(text) else {
+            let hint = "write \"http://10.0.0.7:11434\": host and port, and no path";
+            problems.add_with_hint(raw.span(), format!("`{text}` is no address of a server"), hint);
+            continue;
+        };
+        let (model, name) = (model.to_owned(), name.unwrap_or(model).to_owned());
+        let external = External { model, host, port, name };
+        match found.iter().any(|other| other.id() == external.id()) {
+            true => problems.add_with_hint(
+                raw.span(),
+                format!("`{text}` stands there twice"),
+                "leave one of them out",
+            ),
+            false => found.push(external),
+        }
+    }
+    found
 }
 
 /// Host and port of `http://HOST:PORT`.

@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
+use super::external::RawExternals;
 use super::flags::FlagValue;
 use super::gateway::RawGateway;
 use crate::scale::Scale;
@@ -278,10 +279,10 @@ pub struct RawModel {
     /// Of a model with several deployments: how many of its requests this one gets, beside the others' weights.
     /// Default: 1.
     pub weight: Option<u32>,
-    /// A server that somebody else runs: requests go to it, beside berth's own instances if there are any;
-    /// it is watched, and never started or stopped.
-    #[schemars(with = "Option<RawExternal>")]
-    pub external: Option<Spanned<RawExternal>>,
+    /// Servers that somebody else runs: requests go to them, beside berth's own instances if there are any;
+    /// they are watched, and never started or stopped. One, or a list.
+    #[schemars(with = "Option<RawExternals>")]
+    pub external: Option<Spanned<RawExternals>>,
     /// Groups of instances that differ, by name; what they don't say is the model's. Without any, the
     /// model is one group.
     #[serde(default)]
@@ -289,16 +290,6 @@ pub struct RawModel {
     pub deployments: BTreeMap<Spanned<String>, RawModel>,
     /// What runs of it today, where berth can't see it: one instance on each of its `nodes`.
     pub running: Option<Box<RawRunning>>,
-}
-
-/// A server that somebody else runs.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct RawExternal {
-    /// Where: `http://HOST:PORT`.
-    pub url: String,
-    /// What the model is called there. Default: as here.
-    pub name: Option<String>,
 }
 
 /// What runs today.

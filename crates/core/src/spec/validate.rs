@@ -214,10 +214,11 @@ fn externals(
     models: &BTreeMap<Spanned<String>, RawModel>,
     problems: &mut Problems<'_>,
 ) -> Vec<External> {
-    let of = |(name, model): (&Spanned<String>, &RawModel)| {
-        external::external(name.get_ref(), model.external.as_ref()?, problems)
+    let of = |(name, model): (&Spanned<String>, &RawModel)| match &model.external {
+        Some(raw) => external::externals(name.get_ref(), raw, problems),
+        None => Vec::new(),
     };
-    models.iter().filter_map(of).collect()
+    models.iter().flat_map(of).collect()
 }
 
 fn machines(cluster: &ClusterSpec) -> Machines<'_> {
