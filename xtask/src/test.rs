@@ -23,6 +23,12 @@ pub(crate) fn run() -> Result<()> {
         };
         crate::run(&mut tests)
     })?;
+    step("spans, which are a feature", || {
+        let of_gateway = ["--package", "berth-gateway", "--features", "otel"];
+        let mut lints = cargo(&["clippy"]);
+        crate::run(lints.args(of_gateway).args(["--all-targets", "--", "-D", "warnings"]))?;
+        crate::run(cargo(&["test"]).args(of_gateway).args(["--test", "gateway", "spans"]))
+    })?;
     step("documentation's examples", || crate::run(&mut cargo(&["test", "--workspace", "--doc"])))?;
     step("documentation", || {
         let mut doc = cargo(&["doc", "--workspace", "--no-deps"]);

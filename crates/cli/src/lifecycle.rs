@@ -10,6 +10,7 @@ use berth_control::controller::{InFlight, Turn};
 use berth_control::{Controller, Event, InstanceState};
 use berth_core::Plan;
 use berth_core::spec::{GatewaySpec, TlsFiles};
+use berth_gateway::spans::Spans;
 use berth_gateway::{Gateway, Settings, tls};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -62,7 +63,14 @@ pub(crate) fn gateway_of(spec: &GatewaySpec, workers: Option<usize>) -> Result<G
             )
         })
     };
+    let spans = Spans::by_environment().map_err(|error| {
+        Failure::bad_spec(anyhow::Error::new(error)).hint(
+            "unset it, or build berth with `cargo build --release --features otel`; the collector takes OTLP over \
+             HTTP, as in OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318",
+        )
+    })?;
     let gateway = Gateway::new(Settings {
+        spans,
         max_body: spec.max_body.0,
         access_log: spec.access_log,
         workers,

@@ -12,6 +12,7 @@ use crate::error::GatewayError;
 use crate::keys::Admission;
 use crate::routing::routes::{Model, Ticket};
 use crate::shared::Shared;
+use crate::spans::{Span, Told};
 use crate::upstream::relay::Witness;
 
 /// A request that was taken, counted until its answer is complete: a gateway that drains waits for it.
@@ -48,6 +49,7 @@ pub(crate) struct Flight {
     /// The last pieces: what an engine says it used stands at the end.
     tail: [Bytes; 2],
     ended: Option<&'static str>,
+    span: Span,
 }
 
 /// Of the last two pieces so much is looked at.
@@ -67,7 +69,7 @@ impl Flight {
         model: Arc<Model>,
         admission: Option<Admission>,
         prompt_tokens: u64,
-        arrived: Instant,
+        (arrived, span): (Instant, Span),
     ) -> Self {
         model.life.metrics.in_flight.inc();
         Self {
@@ -82,7 +84,13 @@ impl Flight {
             events: 0,
             tail: [Bytes::new(), Bytes::new()],
             ended: None,
+            span,
         }
+    }
+
+    /// What the engine is told of the span that this is.
+    pub(crate) fn traceparent(&self) -> Option<&str> {
+        self.span.traceparent()
     }
 
     /// Holds room on an instance from now on.
@@ -170,6 +178,16 @@ impl Drop for Flight {
         if self.underway.0.settings.access_log {
             self.log(outcome, tokens);
         }
+        let Times { arrived, first, .. } = self.times;
+        self.span.end(&Told {
+            model: &self.model.name,
+            instance: &self.instance,
+            outcome,
+            status: self.status.as_u16(),
+            prompt_tokens: tokens.0,
+            answer_tokens: tokens.1,
+            first_byte: first.map(|first| first.duration_since(arrived)),
+        });
         // Whoever waits for room may have it now.
         self.let_go();
     }

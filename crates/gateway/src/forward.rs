@@ -55,14 +55,18 @@ pub(crate) async fn forward(
     let (model, admission) = admitted(shared, asked, &peeked)?;
     let asker = asker(admission.as_ref());
     let with_key = admission.is_none();
+    let span = shared.settings.spans.begin(asked.head);
+    let told = (asked.arrived, span);
     let mut flight =
-        Flight::new(underway, Arc::clone(&model), admission, peeked.prompt_tokens(), asked.arrived);
+        Flight::new(underway, Arc::clone(&model), admission, peeked.prompt_tokens(), told);
     let beginnings = match model.upstreams().count() {
         0 | 1 => Beginnings::default(),
         _ => Beginnings::of(peeked.prompt(&asked.body)),
     };
     let wanted = Wanted { tokens: peeked.tokens(), beginnings };
-    let sending = Sending { shared, pool, asked, peeked: &peeked, with_key, name: &model.name };
+    let traceparent = flight.traceparent().map(str::to_owned);
+    let sending =
+        Sending { shared, pool, asked, peeked: &peeked, with_key, traceparent, name: &model.name };
     let sent = sending.send(&model, asker, wanted, &mut flight).await;
     let (connection, head) = sent.inspect_err(|error| flight.refused(error))?;
     flight.answered(head.status);
@@ -114,6 +118,8 @@ struct Sending<'a> {
     asked: &'a Asked<'a>,
     peeked: &'a Peeked<'a>,
     with_key: bool,
+    /// What the engine is told instead of the client's.
+    traceparent: Option<String>,
     /// The model's own name.
     name: &'a str,
 }
@@ -214,7 +220,11 @@ impl Sending<'_> {
             false => self.peeked.renamed(&self.asked.body, name),
         };
         let mut written = Vec::with_capacity(1024);
-        let passing = Passing { with_key: self.with_key, keeps_alive: instance.keeps_alive };
+        let passing = Passing {
+            with_key: self.with_key,
+            keeps_alive: instance.keeps_alive,
+            traceparent: self.traceparent.as_deref(),
+        };
         head::write(&mut written, self.asked.head, instance.address, body.len(), passing);
         if let Some(mut connection) = self.pool.take(instance.address) {
             match connection.ask(&written, &body).await {

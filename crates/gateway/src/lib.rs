@@ -14,6 +14,7 @@
 //! - `upstream`: the way to an engine and back
 //! - [`error`]: one error type, one place that turns it into an OpenAI-shaped answer
 //! - [`metrics`]: what Prometheus sees
+//! - [`spans`]: spans of requests, with the feature `otel`
 //! - [`settings`](mod@settings): limits, and what is told
 //!
 //! Start with [`Gateway`].
@@ -30,6 +31,7 @@ pub mod routing;
 mod serve;
 pub mod settings;
 mod shared;
+pub mod spans;
 pub mod tls;
 mod upstream;
 

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use tokio_rustls::TlsAcceptor;
 
+use crate::spans::Spans;
+
 /// Limits, and what is told.
 #[derive(Clone)]
 pub struct Settings {
@@ -19,6 +21,8 @@ pub struct Settings {
     pub access_log: bool,
     /// Threads that serve; as many as there are processors where it isn't said.
     pub workers: Option<usize>,
+    /// Where spans of requests go.
+    pub spans: Spans,
     /// What https is made with; plain http where there is none.
     pub tls: Option<TlsAcceptor>,
 }
@@ -32,6 +36,7 @@ impl Default for Settings {
             queue_limit: Duration::from_secs(60),
             access_log: false,
             workers: None,
+            spans: Spans::none(),
             tls: None,
         }
     }

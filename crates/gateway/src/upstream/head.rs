@@ -15,6 +15,8 @@ use hyper::{StatusCode, Version};
 /// Larger heads are refused.
 pub(crate) const MOST_HEAD: usize = 64 * 1024;
 const MOST_HEADERS: usize = 128;
+/// W3C's trace context.
+const TRACEPARENT: &str = "traceparent";
 
 /// The head of an answer.
 #[derive(Debug)]
@@ -68,11 +70,13 @@ fn is_secret(name: &HeaderName) -> bool {
 
 /// How a request is passed on.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Passing {
+pub(crate) struct Passing<'a> {
     /// With the client's key: where the gateway itself asks for none.
     pub(crate) with_key: bool,
     /// Over a connection that is kept.
     pub(crate) keeps_alive: bool,
+    /// The span that the engine's are part of, instead of what the client says; none passes that on.
+    pub(crate) traceparent: Option<&'a str>,
 }
 
 /// Writes the head of a request to an engine.
@@ -81,7 +85,7 @@ pub(crate) fn write(
     head: &Parts,
     address: SocketAddr,
     body: usize,
-    passing: Passing,
+    passing: Passing<'_>,
 ) {
     let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
     let named = named_hops(&head.headers);
@@ -91,6 +95,7 @@ pub(crate) fn write(
         let is_named = || named.iter().any(|named| named == name.as_str());
         if is_hop_by_hop(name)
             || *name == HOST
+            || (passing.traceparent.is_some() && name.as_str() == TRACEPARENT)
             || is_named()
             || (is_secret(name) && !passing.with_key)
         {
@@ -100,6 +105,9 @@ pub(crate) fn write(
         out.extend_from_slice(b": ");
         out.extend_from_slice(value.as_bytes());
         out.extend_from_slice(b"\r\n");
+    }
+    if let Some(traceparent) = passing.traceparent {
+        drop(write!(out, "{TRACEPARENT}: {traceparent}\r\n"));
     }
     if !passing.keeps_alive {
         out.extend_from_slice(b"connection: close\r\n");

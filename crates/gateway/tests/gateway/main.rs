@@ -6,3 +6,5 @@ mod faults;
 mod harness;
 mod passing;
 mod routing;
+#[cfg(feature = "otel")]
+mod spans;
