@@ -51,6 +51,10 @@ pub(crate) enum Command {
     Key(KeyArgs),
     /// What runs, and its planned, reported and observed memory
     Status(StatusArgs),
+    /// Memory as bars, live: what is planned, what is held and by whom, what is wrong
+    Top(TopArgs),
+    /// Look at this machine's memory, and say what is seen to Prometheus; it needs nothing else of berth
+    Agent(AgentArgs),
     /// Stop what berth started, and nothing else
     Down(StatusArgs),
     /// The JSON schema of the spec
@@ -284,6 +288,26 @@ pub(crate) struct GatewayArgs {
     /// A line in the log for each request, without what it asks
     #[arg(long)]
     pub(crate) access_log: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct TopArgs {
+    /// Once, and not again and again
+    #[arg(long)]
+    pub(crate) once: bool,
+    /// As JSON, a line a look
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct AgentArgs {
+    /// Address and port of /metrics
+    #[arg(long, default_value = "127.0.0.1:9410")]
+    pub(crate) listen: SocketAddr,
+    /// Listen beyond loopback: whoever reaches it sees what processes hold memory here
+    #[arg(long)]
+    pub(crate) allow_remote: bool,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use berth_cluster::local::StateDir;
 use berth_control::controller::{InFlight, Turn};
-use berth_control::{Controller, Event, InstanceState};
+use berth_control::{Controller, Event, InstanceState, watch};
 use berth_core::Plan;
 use berth_core::spec::{GatewaySpec, TlsFiles};
+use berth_core::watch::Changes;
 use berth_gateway::spans::Spans;
 use berth_gateway::{Gateway, Settings, tls};
 use tokio::net::TcpListener;
@@ -148,6 +149,14 @@ pub(crate) async fn keep(controller: &mut Controller, served: Served<'_>) -> Res
         let turn = controller.turn().await?;
         publish(served, &turn);
         tokio::time::sleep(TURN).await;
+    }
+}
+
+/// Looks at memory beside the loop for as long as the command runs, and tells what is wrong.
+pub(crate) async fn watch(dir: StateDir) {
+    let tell = |changes: &Changes| output::talk(&output::memory::changes(changes));
+    if let Err(error) = watch::watch(&dir, tell).await {
+        tracing::warn!(%error, "nobody looks at memory any more");
     }
 }
 

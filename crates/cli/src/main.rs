@@ -37,6 +37,8 @@ fn run(args: args::Args) -> Result<ExitCode, failure::Failure> {
         Command::Gateway(gateway) => cmd::gateway::run(&args.state, &gateway),
         Command::Key(key) => cmd::key::run(&key),
         Command::Status(status) => cmd::status::run(&args.state, &status),
+        Command::Top(top) => cmd::top::run(&args.state, &top),
+        Command::Agent(agent) => cmd::agent::run(&agent),
         Command::Down(down) => cmd::down::run(&args.state, &down),
         Command::Doctor(doctor) => cmd::doctor::run(&args.state, &doctor),
         Command::Schema => cmd::schema::run(),

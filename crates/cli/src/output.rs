@@ -3,6 +3,7 @@
 #![expect(clippy::print_stderr, reason = "the one place that prints")]
 
 pub(crate) mod comparison;
+pub(crate) mod memory;
 
 use std::io::{IsTerminal as _, Write as _};
 
@@ -42,6 +43,12 @@ pub(crate) fn talk(line: &str) {
 /// One JSON document.
 pub(crate) fn json(value: &impl Serialize) -> Result<(), Failure> {
     data(&serde_json::to_string_pretty(value).map_err(Failure::new)?);
+    Ok(())
+}
+
+/// One JSON document in a line.
+pub(crate) fn json_line(value: &impl Serialize) -> Result<(), Failure> {
+    data(&serde_json::to_string(value).map_err(Failure::new)?);
     Ok(())
 }
 
@@ -300,6 +307,7 @@ pub(crate) fn status(status: &Status) -> String {
     } else {
         out.extend([String::new(), table(&rows), String::new(), ledger(&status.ledger)]);
     }
+    out.extend(memory::alarms(&status.alarms));
     out.extend(status.notes.iter().map(|note| format!("note: {note}")));
     out.join("\n")
 }

@@ -72,6 +72,21 @@ pub fn memory(pid: u32) -> Option<ProcessMemory> {
     })
 }
 
+/// What a process is called, and what it holds of memory that no other process shares; `None` where it has ended.
+pub fn name_and_private(pid: u32) -> Option<(String, Bytes)> {
+    let process = Process::new(i32::try_from(pid).ok()?).ok()?;
+    let statm = process.statm().ok()?;
+    let private = statm.resident.saturating_sub(statm.shared) * procfs::page_size();
+    Some((process.stat().ok()?.comm, Bytes(private)))
+}
+
+/// The ids of all processes.
+pub fn all_pids() -> Vec<u32> {
+    let Ok(processes) = procfs::process::all_processes() else { return Vec::new() };
+    let pids = processes.filter_map(Result::ok).map(|process| process.pid);
+    pids.filter_map(|pid| u32::try_from(pid).ok()).collect()
+}
+
 /// The host's memory as a device: the machine's, or the control group's where that allows less.
 /// `own` is what berth's instances hold themselves: their pages are not others'. Pages of mapped
 /// files count as available already.

@@ -14,6 +14,8 @@ use berth_core::ledger::Reported;
 use berth_core::plan::{Plan, PlannedInstance};
 use berth_core::reconcile::Record;
 use berth_core::report::PlanReport;
+use berth_core::units::Bytes;
+use berth_core::watch::{Alarm, DeviceLook, Look};
 use berth_engines::Diagnosis;
 use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
 use serde::Serialize;
@@ -23,11 +25,13 @@ use crate::crash;
 use crate::status::PastEvent;
 
 /// The layout of the tables; a file with a later one is refused.
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 /// Events that are kept.
 const MAX_EVENTS: i64 = 10_000;
 /// Plans that are kept.
 const MAX_PLANS: i64 = 100;
+/// Samples that are kept: of sixty devices, every ten seconds, half a day.
+const MAX_SAMPLES: i64 = 250_000;
 
 const SCHEMA: &str = "
     CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -54,6 +58,20 @@ const SCHEMA: &str = "
         what TEXT NOT NULL
     );
     INSERT INTO meta VALUES ('state_id', lower(hex(randomblob(16))));
+";
+
+/// What the second layout has beside the first.
+const SECOND: &str = "
+    CREATE TABLE samples (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT,
+        at_ms INTEGER NOT NULL,
+        node TEXT NOT NULL,
+        device TEXT NOT NULL,
+        planned INTEGER NOT NULL,
+        used INTEGER,
+        own INTEGER
+    );
+    CREATE TABLE alarms (at_ms INTEGER NOT NULL, alarms TEXT NOT NULL);
 ";
 
 /// Why the journal can't be used.
@@ -145,6 +163,11 @@ impl Journal {
         match transaction.query_row("PRAGMA user_version", [], version).map_err(sqlite)? {
             0 => {
                 transaction.execute_batch(SCHEMA).map_err(sqlite)?;
+                transaction.execute_batch(SECOND).map_err(sqlite)?;
+                transaction.pragma_update(None, "user_version", VERSION).map_err(sqlite)?;
+            }
+            1 => {
+                transaction.execute_batch(SECOND).map_err(sqlite)?;
                 transaction.pragma_update(None, "user_version", VERSION).map_err(sqlite)?;
             }
             VERSION => {}
@@ -420,6 +443,68 @@ impl Journal {
             "INSERT OR REPLACE INTO rollbacks VALUES (?1, ?2, ?3)",
             params![earlier.id.0, seq, json],
         )
+    }
+
+    /// Notes what is wrong now, instead of what was.
+    ///
+    /// # Errors
+    /// Where the journal can't be written.
+    pub fn set_alarms(&mut self, alarms: &[Alarm], now_ms: u64) -> Result<(), JournalError> {
+        let json = self.write(&alarms)?;
+        let path = self.path.clone();
+        let sqlite = |source| JournalError::Sqlite { path: path.clone(), source };
+        let transaction = self.db.transaction().map_err(sqlite)?;
+        transaction.execute("DELETE FROM alarms", []).map_err(sqlite)?;
+        let insert = "INSERT INTO alarms (at_ms, alarms) VALUES (?1, ?2)";
+        transaction.execute(insert, params![now_ms as i64, json]).map_err(sqlite)?;
+        transaction.commit().map_err(sqlite)
+    }
+
+    /// What was wrong at the last look.
+    ///
+    /// # Errors
+    /// Where the journal can't be read.
+    pub fn alarms(&self) -> Result<Vec<Alarm>, JournalError> {
+        let rows: Vec<String> = self.rows("SELECT alarms FROM alarms", |row| row.get(0))?;
+        rows.last().map_or_else(|| Ok(Vec::new()), |json| self.read(json))
+    }
+
+    /// Appends what devices held at a look to the ledger over time, and lets go of what is too old.
+    ///
+    /// # Errors
+    /// Where the journal can't be written.
+    pub fn sample(&mut self, look: &Look, plan: &Plan) -> Result<(), JournalError> {
+        let path = self.path.clone();
+        let sqlite = |source| JournalError::Sqlite { path: path.clone(), source };
+        let transaction = self.db.transaction().map_err(sqlite)?;
+        let signed = |bytes: Bytes| i64::try_from(bytes.0).unwrap_or(i64::MAX);
+        for planned in &plan.devices {
+            let seen = look.device(&planned.node, &planned.device);
+            let (used, own) = (seen.and_then(|one| one.used), seen.and_then(DeviceLook::own));
+            let insert = "INSERT INTO samples (at_ms, node, device, planned, used, own) \
+                          VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+            let row = params![
+                look.at_ms as i64,
+                planned.node,
+                planned.device.0,
+                signed(planned.planned),
+                used.map(signed),
+                own.map(signed)
+            ];
+            transaction.execute(insert, row).map_err(sqlite)?;
+        }
+        let bound = "DELETE FROM samples WHERE seq <= (SELECT max(seq) FROM samples) - ?1";
+        transaction.execute(bound, [MAX_SAMPLES]).map_err(sqlite)?;
+        transaction.commit().map_err(sqlite)
+    }
+
+    /// The samples that there are.
+    ///
+    /// # Errors
+    /// Where the journal can't be read.
+    pub fn samples(&self) -> Result<u64, JournalError> {
+        let count: Vec<i64> = self.rows("SELECT count(*) FROM samples", |row| row.get(0))?;
+        Ok(count.first().copied().unwrap_or(0).unsigned_abs())
     }
 
     /// Appends to the history.

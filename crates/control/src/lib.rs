@@ -6,6 +6,7 @@
 //! - `book`: the plan in force and what is known of its instances, in memory and in the journal
 //! - [`externals`]: servers that somebody else runs
 //! - `lease`: one berth at a time on a cluster
+//! - [`watch`]: looks at memory beside the loop; alarms, and the ledger over time
 //! - [`status`]: what is planned, reported and observed, for people and programs
 //!
 //! Start with [`Controller::turn`]. Only one process acts on a state folder at a time; the others
@@ -25,6 +26,7 @@ mod pulse;
 pub mod ray;
 pub mod status;
 pub mod stops;
+pub mod watch;
 
 pub use controller::{Controller, ControllerError};
 pub use event::{Event, EventKind};

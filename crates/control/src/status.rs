@@ -12,6 +12,7 @@ use berth_core::plan::{Plan, PlannedDevice, PlannedInstance};
 use berth_core::reconcile::{Phase, with_rollbacks};
 use berth_core::spec::EngineKind;
 use berth_core::units::Bytes;
+use berth_core::watch::Alarm;
 use berth_engines::Diagnosis;
 use serde::Serialize;
 
@@ -40,6 +41,8 @@ pub struct Status {
     pub ledger: Vec<LedgerEntry>,
     /// What happened last, the newest last.
     pub events: Vec<PastEvent>,
+    /// What is wrong with memory, while a controller runs.
+    pub alarms: Vec<Alarm>,
     /// What could not be observed.
     pub notes: Vec<String>,
 }
@@ -204,6 +207,7 @@ pub fn read(
         instances,
         ledger,
         events: journal.events(EVENTS)?,
+        alarms: if controller_running { journal.alarms()? } else { Vec::new() },
         notes,
     })
 }

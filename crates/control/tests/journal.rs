@@ -5,10 +5,12 @@
 use berth_control::journal::InstanceEntry;
 use berth_control::{Journal, JournalError};
 use berth_core::Plan;
-use berth_core::inventory::InstanceId;
-use berth_core::plan::PlannedInstance;
+use berth_core::inventory::{DeviceId, InstanceId};
+use berth_core::plan::{PlannedDevice, PlannedInstance};
 use berth_core::reconcile::Record;
 use berth_core::spec::{EngineKind, GatewaySpec};
+use berth_core::units::Bytes;
+use berth_core::watch::{Alarm, AlarmKind, DeviceLook, Look};
 
 fn instance(args: &str) -> PlannedInstance {
     PlannedInstance {
@@ -119,4 +121,58 @@ fn files_that_are_no_journal_are_refused() {
     assert!(std::fs::read(&damaged).unwrap().starts_with(b"this is no"), "and left as it was");
     let nowhere = folder.path().join("no/such/folder/berth.db");
     assert!(matches!(Journal::open(&nowhere), Err(JournalError::Sqlite { .. })));
+}
+
+/// What is seen of devices is kept, bounded, beside plans; what could not be seen stays unknown.
+#[test]
+fn samples_and_alarms_are_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal");
+    let mut journal = Journal::open(&path).unwrap();
+    let device = |device: &str| PlannedDevice {
+        node: "n".into(),
+        device: DeviceId(device.into()),
+        total: Bytes::gib(22),
+        budget: Bytes::gib(21),
+        planned: Bytes::gib(20),
+    };
+    let plan = Plan { devices: vec![device("gpu:0"), device("gpu:1")], ..plan("x", None) };
+    let seen = DeviceLook {
+        node: "n".into(),
+        device: DeviceId("gpu:0".into()),
+        name: "A10".into(),
+        total: Bytes::gib(22),
+        used: Some(Bytes::gib(20)),
+        holders: None,
+    };
+    let look = Look { at_ms: 1, devices: vec![seen], ..Look::default() };
+    for _ in 0..3 {
+        journal.sample(&look, &plan).unwrap();
+    }
+    assert_eq!(journal.samples().unwrap(), 6);
+    let alarm = Alarm {
+        kind: AlarmKind::NoRoom,
+        subject: "n gpu:0".into(),
+        message: "1 GiB too little".into(),
+        advice: "plan again".into(),
+        since_ms: 1,
+    };
+    journal.set_alarms(&[alarm.clone(), alarm.clone()], 2).unwrap();
+    journal.set_alarms(std::slice::from_ref(&alarm), 3).unwrap();
+    assert_eq!(Journal::open(&path).unwrap().alarms().unwrap(), [alarm]);
+}
+
+/// A journal of before there were samples is taken up as it is.
+#[test]
+fn an_older_journal_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal");
+    let plan = plan("x", None);
+    Journal::open(&path).unwrap().commit(&plan, None, 1).unwrap();
+    let older = rusqlite::Connection::open(&path).unwrap();
+    older.execute_batch("DROP TABLE samples; DROP TABLE alarms; PRAGMA user_version = 1;").unwrap();
+    drop(older);
+    let journal = Journal::open(&path).unwrap();
+    assert_eq!(journal.current().unwrap().unwrap().plan, plan);
+    assert_eq!((journal.samples().unwrap(), journal.alarms().unwrap()), (0, Vec::new()));
 }

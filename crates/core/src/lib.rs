@@ -18,6 +18,7 @@
 //! - [`reconcile`]: from plan and inventory to the next actions
 //! - [`scale`]: how many instances run, by what is asked of them
 //! - [`ledger`]: planned, reported and observed bytes side by side
+//! - [`watch`]: what memory is doing over time, and what to be warned of
 //! - [`gpu`], [`perf`]: kinds of GPU; how fast an instance is
 //! - [`units`], [`digest`]: bytes as a type, names for values
 
@@ -37,6 +38,7 @@ pub mod scale;
 pub mod spec;
 pub mod strategy;
 pub mod units;
+pub mod watch;
 
 pub use digest::Digest;
 pub use inventory::Inventory;

@@ -4,8 +4,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::Empty;
-use hyper::{Request, StatusCode};
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::body::Incoming;
+use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
@@ -42,7 +43,30 @@ pub async fn ask_at(address: SocketAddr, path: &'static str) -> Health {
     }
 }
 
+/// A page longer than this is none of an engine's.
+const MOST_PAGE: usize = 4 << 20;
+
+/// What a server has at a path, as text; none where it doesn't answer with 200 in time.
+pub(crate) async fn page(address: SocketAddr, path: &'static str) -> Option<String> {
+    let stream = tokio::time::timeout(TIMEOUT, TcpStream::connect(address)).await.ok()?.ok()?;
+    let asking = exchange(stream, path, async |answer| {
+        let body = Limited::new(answer.into_body(), MOST_PAGE).collect().await.ok()?;
+        Some(String::from_utf8_lossy(&body.to_bytes()).into_owned())
+    });
+    let (status, text) = tokio::time::timeout(TIMEOUT, asking).await.ok()?.ok()?;
+    text.filter(|_| status == StatusCode::OK)
+}
+
 async fn get(stream: TcpStream, path: &'static str) -> hyper::Result<StatusCode> {
+    exchange(stream, path, async |_| ()).await.map(|(status, ())| status)
+}
+
+/// One request on a connection, and what is made of its answer while that is open.
+async fn exchange<T>(
+    stream: TcpStream,
+    path: &'static str,
+    take: impl AsyncFnOnce(Response<Incoming>) -> T,
+) -> hyper::Result<(StatusCode, T)> {
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let request = Request::get(path)
@@ -50,8 +74,10 @@ async fn get(stream: TcpStream, path: &'static str) -> hyper::Result<StatusCode>
         .body(Empty::<Bytes>::new())
         .expect("a constant request is valid");
     // Moved in, so that the connection ends once there is an answer.
-    let answer =
-        async move { sender.send_request(request).await.map(|response| response.status()) };
-    let (status, _closed) = tokio::join!(answer, connection);
-    status
+    let answer = async move {
+        let answer = sender.send_request(request).await?;
+        Ok((answer.status(), take(answer).await))
+    };
+    let (answer, _closed) = tokio::join!(answer, connection);
+    answer
 }

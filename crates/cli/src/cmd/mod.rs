@@ -1,5 +1,6 @@
 //! One module a command.
 
+pub(crate) mod agent;
 pub(crate) mod apply;
 pub(crate) mod calibrate;
 pub(crate) mod doctor;
@@ -15,4 +16,5 @@ pub(crate) mod rollback;
 pub(crate) mod schema;
 pub(crate) mod serve;
 pub(crate) mod status;
+pub(crate) mod top;
 pub(crate) mod up;

@@ -32,6 +32,7 @@ pub(crate) fn run(state: &Path, _args: &ServeArgs) -> Result<ExitCode, Failure> 
             gateway.clone(),
             spec.keys.as_ref().map(PathBuf::from),
         ));
+        tokio::spawn(lifecycle::watch(dir.clone()));
         let routes = dir.routes();
         let served = Served { gateway: &gateway, routes: &routes };
         tokio::select! {

@@ -44,6 +44,7 @@ pub(super) async fn up(dir: &StateDir, planned: &Planned) -> Result<ExitCode, Fa
         async move { gateway.serve(listener, DRAIN_LIMIT).await }
     });
     tokio::spawn(lifecycle::follow_keys(gateway.clone(), spec.keys.as_ref().map(PathBuf::from)));
+    tokio::spawn(lifecycle::watch(dir.clone()));
     let routes = dir.routes();
     let served = Served { gateway: &gateway, routes: &routes };
     let ended = tokio::select! {

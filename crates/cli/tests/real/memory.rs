@@ -1,7 +1,13 @@
 //! What was predicted against what the real engine logged and the operating system counted, for
 //! flags that are not all among the measured rows.
 
-use crate::harness::{Berth, GEMMA, SMOLLM, model};
+use std::io::{BufRead as _, BufReader};
+use std::net::{Ipv4Addr, TcpListener};
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+use crate::harness::{Berth, GEMMA, SMOLLM, model, small, wait_until};
 
 const FLAGS: &[(&str, &str)] = &[
     (SMOLLM, "ctx-size = 2048, parallel = 1"),
@@ -52,4 +58,66 @@ fn the_ledger_is_right_for_many_flags() {
         };
         assert!(bounds.contains(&resident), "{resident:+.3} of {file} with {flags}");
     }
+}
+
+/// A stranger that takes memory is seen with its name and what it holds, by `berth top` and by an agent that knows
+/// nothing else of berth.
+#[test]
+fn a_stranger_is_seen() {
+    const MIB: u64 = 1 << 20;
+    const HOLDS: &str =
+        "import sys, time; held = b'x' * (300 << 20); print('there', flush=True); time.sleep(100)";
+    let berth = Berth::new(32);
+    berth.spec(&small("smol"));
+    let up = berth.up();
+    let mut stranger =
+        Command::new("python3").args(["-c", HOLDS]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut said = String::new();
+    BufReader::new(stranger.stdout.take().unwrap()).read_line(&mut said).unwrap();
+
+    let ran = berth.run(&["top", "--once", "--json"]);
+    let seen: Value = serde_json::from_str(&ran.stdout).unwrap();
+    let host = &seen["devices"][0];
+    let holders = host["holders"].as_array().unwrap();
+    let of = |pid: u64| holders.iter().find(|one| one["pid"] == pid);
+    let foreign = of(u64::from(stranger.id())).expect("the stranger");
+    assert_eq!((foreign["name"].as_str(), &foreign["instance"]), (Some("python3"), &Value::Null));
+    assert!((300 * MIB..330 * MIB).contains(&foreign["bytes"].as_u64().unwrap()), "{foreign}");
+    let own = of(berth.instance("smol-0")["pid"].as_u64().unwrap()).expect("the instance");
+    assert_eq!(own["instance"], "smol-0");
+    assert!(
+        host["foreign"].as_u64().unwrap() >= 300 * MIB && host["planned"].as_u64().unwrap() > 0
+    );
+    assert_eq!(seen["engines"][0]["instance"], "smol-0");
+    let shown = berth.run(&["top", "--once"]);
+    shown.expect(0, &[]);
+    assert!(
+        shown.stdout.contains("(python3)") && shown.stdout.contains("smol-0"),
+        "{}",
+        shown.stdout
+    );
+    let widest = shown.stdout.lines().map(|line| line.chars().count()).max();
+    assert!(widest <= Some(80), "{}", shown.stdout);
+
+    let agent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = agent.local_addr().unwrap().to_string();
+    drop(agent);
+    let mut agent = berth.command(&["agent", "--listen", &address]).spawn().unwrap();
+    let page = || {
+        let answer = ureq::get(format!("http://{address}/metrics")).call().ok()?;
+        answer.into_body().read_to_string().ok()
+    };
+    wait_until("the agent answers", || page().is_some());
+    let page = page().unwrap();
+    let line = format!("pid=\"{}\",process=\"python3\",instance=\"\"}}", stranger.id());
+    assert!(page.contains(&line) && page.contains("instance=\"smol-0\""), "{page}");
+    berth
+        .run(&["agent", "--listen", "0.0.0.0:9410"])
+        .expect(2, &["reachable from other machines", "--allow-remote"]);
+    for child in [&mut agent, &mut stranger] {
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    drop(up);
+    berth.run(&["down"]).expect(0, &[]);
 }

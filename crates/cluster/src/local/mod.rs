@@ -8,12 +8,15 @@
 //! - [`lock`]: locks that die with their holder; an engine holds its own as its standard input
 //! - [`process`]: starting, finding and stopping engines
 //! - [`observe`](observe()): the inventory of this machine
+//! - [`look`](look()): who holds its memory
 
 pub mod lock;
+mod look;
 mod observe;
 pub mod process;
 pub mod state_dir;
 
+pub use look::look;
 pub use observe::{ObserveError, observe, owns_port};
 pub use process::{SpawnError, running, spawn};
 pub use state_dir::StateDir;

@@ -105,6 +105,15 @@ fn is_withheld(name: &str) -> bool {
 
 /// The instances of this state folder that run, found in the process table.
 pub fn running(state_id: &str) -> Vec<RunningInstance> {
+    marked(|id| id == state_id)
+}
+
+/// The instances of any state folder that run on this machine.
+pub fn running_of_any() -> Vec<RunningInstance> {
+    marked(|_| true)
+}
+
+fn marked(is_meant: impl Fn(&str) -> bool) -> Vec<RunningInstance> {
     let mut groups: BTreeMap<(InstanceId, Digest), Vec<procfs::Marked>> = BTreeMap::new();
     for process in procfs::processes_with(MARKER) {
         let mut words = process.value.splitn(3, ' ');
@@ -112,7 +121,7 @@ pub fn running(state_id: &str) -> Vec<RunningInstance> {
         else {
             continue;
         };
-        if id == state_id && procfs::is_alive(process.pid, process.started_ticks) {
+        if is_meant(id) && procfs::is_alive(process.pid, process.started_ticks) {
             let key = (InstanceId(instance.to_owned()), Digest::from_hex(config));
             groups.entry(key).or_default().push(process);
         }

@@ -1,0 +1,142 @@
+//! Looks at devices and engines, and what is to be warned of.
+
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
+use berth_core::inventory::{DeviceId, InstanceId};
+use berth_core::plan::Plan;
+use berth_core::spec::GatewaySpec;
+use berth_core::units::Bytes;
+use berth_core::watch::{AlarmKind, DeviceLook, EngineLook, Holder, Look, Watch};
+use serde_json::json;
+
+/// A GPU of 20,000 MiB with an instance of 12,000 MiB on it.
+fn plan() -> Plan {
+    let mib = |mib: u64| mib << 20;
+    let weights =
+        json!({ "name": "weights", "bytes": mib(12_000), "kind": "exact", "formula": "" });
+    let footprint = [weights];
+    let share = json!({ "device": "gpu:0", "footprint": footprint, "resident_ready": mib(12_000) });
+    let instance = json!({
+        "id": "a-0", "model": "a", "engine": "vllm", "binary": "vllm", "args": [], "port": 1, "node": "n",
+        "folder": "/", "shares": [share],
+    });
+    let device = json!({
+        "node": "n", "device": "gpu:0", "total": mib(20_000), "budget": mib(19_000), "planned": mib(12_000),
+    });
+    Plan {
+        instances: vec![serde_json::from_value(instance).unwrap()],
+        devices: vec![serde_json::from_value(device).unwrap()],
+        ..Plan::nothing(GatewaySpec::default(), None)
+    }
+}
+
+fn holder(pid: u32, own: bool, mib: u64) -> Holder {
+    let instance = own.then(|| InstanceId("a-0".to_owned()));
+    Holder { pid, name: format!("p{pid}"), instance, bytes: Bytes::mib(mib) }
+}
+
+/// What is seen at a second: MiB of the instance, and of others by their processes.
+fn look(at_s: u64, own: u64, others: &[(u32, u64)]) -> Look {
+    let strangers = others.iter().map(|(pid, mib)| holder(*pid, false, *mib));
+    let holders: Vec<Holder> = [holder(1, true, own)].into_iter().chain(strangers).collect();
+    let device = DeviceLook {
+        node: "n".to_owned(),
+        device: DeviceId("gpu:0".to_owned()),
+        name: "A10".to_owned(),
+        total: Bytes::mib(20_000),
+        used: Some(holders.iter().map(|one| one.bytes).sum()),
+        holders: Some(holders),
+    };
+    Look { at_ms: at_s * 1000, devices: vec![device], ..Look::default() }
+}
+
+fn unseen(mut look: Look) -> Look {
+    look.devices[0].used = None;
+    look
+}
+
+fn with_engine(mut look: Look, waiting: u64, usage: f64, preemptions: u64) -> Look {
+    look.engines = vec![EngineLook {
+        instance: InstanceId("a-0".to_owned()),
+        running: Some(1),
+        waiting: Some(waiting),
+        kv_cache_usage: Some(usage),
+        preemptions: Some(preemptions),
+    }];
+    look
+}
+
+/// The looks one after the other, and what is wrong at the last, with a word of its message.
+#[test]
+fn alarms_say_what_is_wrong_and_who_did_it() {
+    use AlarmKind::{CacheFull, ForeignGrew, NoRoom, OverPlan, Preempts, RunsOut, Unseen};
+    let falling = |at: u64| look(at, 12_000, &[(7, 100 + at * 100)]);
+    for (what, looks, wrong) in [
+        ("as planned", vec![look(0, 12_000, &[])], vec![]),
+        ("the instance is starting", vec![look(0, 100, &[]), look(1, 9000, &[])], vec![]),
+        ("rounding", vec![look(0, 12_004, &[])], vec![]),
+        ("more than planned", vec![look(0, 12_500, &[])], vec![(OverPlan, "500 MiB more")]),
+        ("others were there before", vec![look(0, 12_000, &[(7, 3000)]); 3], vec![]),
+        (
+            "others come",
+            vec![look(0, 12_000, &[]), look(1, 12_000, &[(7, 3000), (8, 10)])],
+            vec![(ForeignGrew, "p7 (process 7) has taken 2.93 GiB")],
+        ),
+        ("a little", vec![look(0, 12_000, &[]), look(1, 12_000, &[(7, 300)])], vec![]),
+        ("one goes, one comes", vec![look(0, 1, &[(7, 3000)]), look(1, 1, &[(8, 3000)])], vec![]),
+        (
+            "no room for what is planned, although it isn't held yet",
+            vec![look(0, 10, &[(7, 9000)])],
+            vec![(NoRoom, "1000 MiB too little")],
+        ),
+        (
+            "it runs out",
+            (0..61).map(falling).collect(),
+            vec![(ForeignGrew, "p7"), (RunsOut, "nothing in 19 s")],
+        ),
+        ("nobody sees it", vec![unseen(look(0, 12_000, &[]))], vec![(Unseen, "not known")]),
+        ("a device is gone", vec![Look::default()], vec![(Unseen, "not known")]),
+        ("a full cache and nobody waits", vec![with_engine(look(0, 1, &[]), 0, 1.0, 0)], vec![]),
+        (
+            "a full cache",
+            vec![with_engine(look(0, 1, &[]), 3, 0.96, 0)],
+            vec![(CacheFull, "96 % full, and 3 requests wait")],
+        ),
+        (
+            "preemptions",
+            vec![with_engine(look(0, 1, &[]), 0, 0.5, 2), with_engine(look(1, 1, &[]), 0, 0.5, 5)],
+            vec![(Preempts, "3 requests")],
+        ),
+        (
+            "an engine starts anew",
+            vec![with_engine(look(0, 1, &[]), 0, 0.5, 5), with_engine(look(1, 1, &[]), 0, 0.5, 0)],
+            vec![],
+        ),
+    ] {
+        let (mut watch, plan) = (Watch::default(), plan());
+        for look in looks {
+            watch.step(&plan, look);
+        }
+        let found: Vec<_> = watch.alarms().iter().map(|one| (one.kind, &one.message)).collect();
+        let is_met = found.len() == wrong.len()
+            && found
+                .iter()
+                .zip(&wrong)
+                .all(|((kind, message), (wanted, says))| kind == wanted && message.contains(says));
+        assert!(is_met, "{what}: {found:?}");
+        assert!(watch.alarms().iter().all(|one| !one.advice.is_empty()), "{what}");
+    }
+}
+
+/// An alarm is raised once, keeps its time, and is over once.
+#[test]
+fn alarms_come_and_go_once() {
+    let (mut watch, plan) = (Watch::default(), plan());
+    let mut counts = Vec::new();
+    for (at, own) in [(0, 12_000), (1, 13_000), (2, 13_100), (3, 12_000), (4, 12_000)] {
+        let changes = watch.step(&plan, look(at, own, &[]));
+        counts.push((changes.raised.len(), changes.over.len()));
+        assert!(watch.alarms().iter().all(|one| one.since_ms == 1000));
+    }
+    assert_eq!(counts, [(0, 0), (1, 0), (0, 0), (0, 1), (0, 0)]);
+}

@@ -1,0 +1,81 @@
+//! What engines say of themselves at `/metrics`, in Prometheus' text format.
+//!
+//! vLLM 0.26 to 0.33 (`v1/metrics/loggers.py`); llama-server b10434 started with `--metrics`, which says nothing of
+//! its cache any more. Ollama has no such page.
+
+use std::net::SocketAddr;
+
+use berth_core::inventory::InstanceId;
+use berth_core::spec::EngineKind;
+use berth_core::watch::EngineLook;
+
+use crate::health;
+
+/// Asks an engine; none where it doesn't answer.
+pub async fn ask(
+    instance: &InstanceId,
+    engine: EngineKind,
+    address: SocketAddr,
+) -> Option<EngineLook> {
+    if engine == EngineKind::Ollama {
+        return None;
+    }
+    Some(read(instance, &health::page(address, "/metrics").await?))
+}
+
+/// Reads a page. What isn't on it is unknown.
+pub fn read(instance: &InstanceId, page: &str) -> EngineLook {
+    let sum = |names: &[&str]| names.iter().find_map(|name| sum(page, name));
+    let count = |names: &[&str]| sum(names).map(|value| value.max(0.0) as u64);
+    EngineLook {
+        instance: instance.clone(),
+        running: count(&["vllm:num_requests_running", "llamacpp:requests_processing"]),
+        waiting: count(&["vllm:num_requests_waiting", "llamacpp:requests_deferred"]),
+        kv_cache_usage: sum(&["vllm:kv_cache_usage_perc", "llamacpp:kv_cache_usage_ratio"])
+            .filter(|usage| (0.0..=1.0).contains(usage)),
+        preemptions: count(&["vllm:num_preemptions_total", "vllm:num_preemptions"]),
+    }
+}
+
+/// The sum of a metric over its labels (one series for each engine of a server).
+fn sum(page: &str, name: &str) -> Option<f64> {
+    let of = |line: &str| {
+        let rest = line.strip_prefix(name)?;
+        let value = match rest.as_bytes().first()? {
+            b' ' => rest,
+            b'{' => rest.rsplit_once('}')?.1,
+            _ => return None,
+        };
+        value.split_whitespace().next()?.parse::<f64>().ok().filter(|value| value.is_finite())
+    };
+    page.lines()
+        .filter_map(of)
+        .fold(None, |sum: Option<f64>, value| Some(sum.unwrap_or(0.0) + value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_of_engines() {
+        let vllm = "# HELP vllm:num_requests_running x\n# TYPE vllm:num_requests_running gauge\n\
+            vllm:num_requests_running{engine=\"0\",model_name=\"a} b\"} 3.0\n\
+            vllm:num_requests_running{engine=\"1\",model_name=\"a} b\"} 2.0\n\
+            vllm:num_requests_waiting{engine=\"0\",model_name=\"a\"} 7.0\n\
+            vllm:num_requests_waiting_by_reason{engine=\"0\",reason=\"capacity\"} 7.0\n\
+            vllm:kv_cache_usage_perc{engine=\"0\",model_name=\"a\"} 0.97\n\
+            vllm:num_preemptions_total{engine=\"0\",model_name=\"a\"} 4.0\n";
+        let llama = "llamacpp:requests_processing 1\nllamacpp:requests_deferred 0\n";
+        for (page, running, waiting, usage, preemptions) in [
+            (vllm, Some(5), Some(7), Some(0.97), Some(4)),
+            (llama, Some(1), Some(0), None, None),
+            ("", None, None, None, None),
+            ("vllm:num_requests_running NaN\nvllm:kv_cache_usage_perc 7\n", None, None, None, None),
+        ] {
+            let look = read(&InstanceId("a-0".to_owned()), page);
+            let seen = (look.running, look.waiting, look.kv_cache_usage, look.preemptions);
+            assert_eq!(seen, (running, waiting, usage, preemptions), "{page}");
+        }
+    }
+}
