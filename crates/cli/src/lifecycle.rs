@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use berth_cluster::local::StateDir;
 use berth_control::controller::{InFlight, Turn};
+use berth_control::watch::Told;
 use berth_control::{Controller, Event, InstanceState, watch};
 use berth_core::Plan;
 use berth_core::spec::{GatewaySpec, TlsFiles};
-use berth_core::watch::Changes;
 use berth_gateway::spans::Spans;
 use berth_gateway::{Gateway, Settings, tls};
 use tokio::net::TcpListener;
@@ -154,7 +154,10 @@ pub(crate) async fn keep(controller: &mut Controller, served: Served<'_>) -> Res
 
 /// Looks at memory beside the loop for as long as the command runs, and tells what is wrong.
 pub(crate) async fn watch(dir: StateDir) {
-    let tell = |changes: &Changes| output::talk(&output::memory::changes(changes));
+    let tell = |told: Told| match told {
+        Told::Changes(changes) => output::talk(&output::memory::changes(&changes)),
+        Told::Death(report) => output::talk(&output::memory::death(&report).join("\n")),
+    };
     if let Err(error) = watch::watch(&dir, tell).await {
         tracing::warn!(%error, "nobody looks at memory any more");
     }

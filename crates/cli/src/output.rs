@@ -307,6 +307,7 @@ pub(crate) fn status(status: &Status) -> String {
     } else {
         out.extend([String::new(), table(&rows), String::new(), ledger(&status.ledger)]);
     }
+    out.extend(status.deaths.iter().flat_map(memory::death));
     out.extend(memory::alarms(&status.alarms));
     out.extend(status.notes.iter().map(|note| format!("note: {note}")));
     out.join("\n")

@@ -80,6 +80,12 @@ pub fn name_and_private(pid: u32) -> Option<(String, Bytes)> {
     Some((process.stat().ok()?.comm, Bytes(private)))
 }
 
+/// Processes that the kernel has killed for want of memory since it started; `None` where it doesn't count them.
+pub fn oom_kills() -> Option<u64> {
+    let counts = std::fs::read_to_string("/proc/vmstat").ok()?;
+    counts.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
+}
+
 /// The ids of all processes.
 pub fn all_pids() -> Vec<u32> {
     let Ok(processes) = procfs::process::all_processes() else { return Vec::new() };

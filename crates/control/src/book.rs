@@ -7,7 +7,7 @@ use berth_core::inventory::InstanceId;
 use berth_core::plan::{Plan, PlannedInstance};
 use berth_core::reconcile::{self, Phase, Record};
 use berth_core::spec::{External, GatewaySpec};
-use berth_engines::Diagnosis;
+use berth_engines::{Cause, Diagnosis};
 use tokio::sync::mpsc;
 
 use crate::clock::now_ms;
@@ -25,6 +25,14 @@ pub(crate) struct Book {
     is_stale: bool,
     rollbacks: BTreeMap<InstanceId, PlannedInstance>,
     entries: BTreeMap<InstanceId, InstanceEntry>,
+}
+
+/// Deaths of memory in a row after which an engine that had been ready is left alone: it would take its neighbours
+/// along.
+const MOST_DEATHS: u32 = 3;
+
+fn is_a_loop(cause: Cause, record: &Record) -> bool {
+    cause == Cause::OutOfMemory && record.failures + 1 >= MOST_DEATHS
 }
 
 impl Book {
@@ -136,7 +144,9 @@ impl Book {
     ) -> Result<(), JournalError> {
         let Some(record) = self.record(planned) else { return Ok(()) };
         let now = now_ms();
-        let record = record.failed(diagnosis.cause.is_permanent() && !record.was_ready, now);
+        let is_final = diagnosis.cause.is_permanent()
+            && (!record.was_ready || is_a_loop(diagnosis.cause, record));
+        let record = record.failed(is_final, now);
         let retry_in_ms = match record.phase {
             Phase::Backoff { until_ms } => Some(until_ms.saturating_sub(now)),
             _ => None,

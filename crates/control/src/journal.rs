@@ -15,6 +15,7 @@ use berth_core::plan::{Plan, PlannedInstance};
 use berth_core::reconcile::Record;
 use berth_core::report::PlanReport;
 use berth_core::units::Bytes;
+use berth_core::watch::forensic::Report;
 use berth_core::watch::{Alarm, DeviceLook, Look};
 use berth_engines::Diagnosis;
 use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
@@ -32,6 +33,8 @@ const MAX_EVENTS: i64 = 10_000;
 const MAX_PLANS: i64 = 100;
 /// Samples that are kept: of sixty devices, every ten seconds, half a day.
 const MAX_SAMPLES: i64 = 250_000;
+/// Reports of deaths that are kept.
+const MAX_DEATHS: i64 = 100;
 
 const SCHEMA: &str = "
     CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -72,6 +75,13 @@ const SECOND: &str = "
         own INTEGER
     );
     CREATE TABLE alarms (at_ms INTEGER NOT NULL, alarms TEXT NOT NULL);
+    CREATE TABLE deaths (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT,
+        instance TEXT NOT NULL,
+        at_ms INTEGER NOT NULL,
+        report TEXT NOT NULL,
+        UNIQUE (instance, at_ms)
+    );
 ";
 
 /// Why the journal can't be used.
@@ -467,6 +477,32 @@ impl Journal {
     pub fn alarms(&self) -> Result<Vec<Alarm>, JournalError> {
         let rows: Vec<String> = self.rows("SELECT alarms FROM alarms", |row| row.get(0))?;
         rows.last().map_or_else(|| Ok(Vec::new()), |json| self.read(json))
+    }
+
+    /// Keeps the report of a death; says whether it is new.
+    ///
+    /// # Errors
+    /// Where the journal can't be written.
+    pub fn keep_death(&self, report: &Report) -> Result<bool, JournalError> {
+        let json = self.write(report)?;
+        let insert = "INSERT OR IGNORE INTO deaths (instance, at_ms, report) VALUES (?1, ?2, ?3)";
+        let new = self
+            .db
+            .execute(insert, params![report.instance.0, report.at_ms as i64, json])
+            .map_err(|error| self.sqlite(error))?;
+        let bound = "DELETE FROM deaths WHERE seq <= (SELECT max(seq) FROM deaths) - ?1";
+        self.execute(bound, [MAX_DEATHS])?;
+        Ok(new > 0)
+    }
+
+    /// The newest deaths, the newest last.
+    ///
+    /// # Errors
+    /// Where the journal can't be read.
+    pub fn deaths(&self, count: u32) -> Result<Vec<Report>, JournalError> {
+        let sql = format!("SELECT report FROM deaths ORDER BY seq DESC LIMIT {count}");
+        let rows: Vec<String> = self.rows(&sql, |row| row.get(0))?;
+        rows.iter().rev().map(|json| self.read(json)).collect()
     }
 
     /// Appends what devices held at a look to the ledger over time, and lets go of what is too old.

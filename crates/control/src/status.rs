@@ -13,6 +13,7 @@ use berth_core::reconcile::{Phase, with_rollbacks};
 use berth_core::spec::EngineKind;
 use berth_core::units::Bytes;
 use berth_core::watch::Alarm;
+use berth_core::watch::forensic::Report;
 use berth_engines::Diagnosis;
 use serde::Serialize;
 
@@ -43,6 +44,8 @@ pub struct Status {
     pub events: Vec<PastEvent>,
     /// What is wrong with memory, while a controller runs.
     pub alarms: Vec<Alarm>,
+    /// Engines that died of memory, and why, the newest last.
+    pub deaths: Vec<Report>,
     /// What could not be observed.
     pub notes: Vec<String>,
 }
@@ -60,6 +63,8 @@ pub struct PastEvent {
 
 /// Events that a status shows.
 const EVENTS: u32 = 50;
+/// Deaths that a status shows.
+const DEATHS: u32 = 5;
 
 /// One device.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -207,6 +212,7 @@ pub fn read(
         instances,
         ledger,
         events: journal.events(EVENTS)?,
+        deaths: journal.deaths(DEATHS)?,
         alarms: if controller_running { journal.alarms()? } else { Vec::new() },
         notes,
     })

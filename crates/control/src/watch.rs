@@ -5,22 +5,33 @@ use std::time::Duration;
 
 use berth_cluster::local::{self, StateDir};
 use berth_core::plan::Plan;
+use berth_core::reconcile::Phase;
+use berth_core::watch::forensic::{self, Report};
 use berth_core::watch::{Changes, EngineLook, Look, Watch};
-use berth_engines::metrics;
+use berth_engines::{Cause, metrics};
 
 use crate::clock::now_ms;
-use crate::journal::{Journal, JournalError};
+use crate::journal::{InstanceEntry, Journal, JournalError};
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_secs(1);
 /// Between two samples in the ledger over time.
 const SAMPLE_MS: u64 = 10_000;
 
+/// What is told.
+#[derive(Clone, Debug)]
+pub enum Told {
+    /// Alarms have come or gone.
+    Changes(Changes),
+    /// An engine has died of memory.
+    Death(Box<Report>),
+}
+
 /// Looks for as long as it is let, and tells what changes.
 ///
 /// # Errors
 /// Where the journal can't be used.
-pub async fn watch(dir: &StateDir, tell: impl Fn(&Changes)) -> Result<(), JournalError> {
+pub async fn watch(dir: &StateDir, tell: impl Fn(Told)) -> Result<(), JournalError> {
     let mut journal = Journal::open(&dir.journal())?;
     let state_id = journal.state_id()?;
     let (mut watch, mut sampled_ms, mut seq, mut plan) = (Watch::default(), 0, None, None);
@@ -39,8 +50,13 @@ pub async fn watch(dir: &StateDir, tell: impl Fn(&Changes)) -> Result<(), Journa
                 journal.sample(&look, plan)?;
             }
             let changes = watch.step(plan, look);
+            for report in deaths(&journal, plan, &watch)? {
+                if journal.keep_death(&report)? {
+                    tell(Told::Death(Box::new(report)));
+                }
+            }
             if changes != Changes::default() {
-                tell(&changes);
+                tell(Told::Changes(changes.clone()));
             }
             if is_time || changes != Changes::default() {
                 journal.set_alarms(watch.alarms(), now_ms())?;
@@ -48,6 +64,28 @@ pub async fn watch(dir: &StateDir, tell: impl Fn(&Changes)) -> Result<(), Journa
         }
         tokio::time::sleep(LOOK).await;
     }
+}
+
+/// Reports on engines that have died of memory within what is remembered.
+fn deaths(journal: &Journal, plan: &Plan, watch: &Watch) -> Result<Vec<Report>, JournalError> {
+    let Some(now_ms) = watch.last().map(|look| look.at_ms) else { return Ok(Vec::new()) };
+    let mut reports = Vec::new();
+    for (id, InstanceEntry { record, diagnosis, .. }) in journal.instances()? {
+        let has_failed = matches!(record.phase, Phase::Backoff { .. } | Phase::Failed);
+        let is_recent = record.since_ms + forensic::BEFORE_MS >= now_ms;
+        let (Some(diagnosis), Some(dead)) = (diagnosis, plan.instance(&id)) else { continue };
+        let is_of_memory = match diagnosis.cause {
+            Cause::OutOfMemory => true,
+            // The kernel kills without a word in the engine's log.
+            Cause::Killed | Cause::Unknown => watch.kernel_has_killed(record.since_ms),
+            _ => false,
+        };
+        if has_failed && is_recent && is_of_memory {
+            let said = diagnosis.to_string();
+            reports.push(forensic::report(plan, dead, &watch.looks(), record.since_ms, said));
+        }
+    }
+    Ok(reports)
 }
 
 /// One look at this machine's devices and at the engines of a plan.

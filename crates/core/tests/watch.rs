@@ -6,6 +6,7 @@ use berth_core::inventory::{DeviceId, InstanceId};
 use berth_core::plan::Plan;
 use berth_core::spec::GatewaySpec;
 use berth_core::units::Bytes;
+use berth_core::watch::forensic::{Broke, Report, report};
 use berth_core::watch::{AlarmKind, DeviceLook, EngineLook, Holder, Look, Watch};
 use serde_json::json;
 
@@ -139,4 +140,39 @@ fn alarms_come_and_go_once() {
         assert!(watch.alarms().iter().all(|one| one.since_ms == 1000));
     }
     assert_eq!(counts, [(0, 0), (1, 0), (0, 0), (0, 1), (0, 0)]);
+}
+
+/// What was seen before a death at second 60 (MiB of the instance, and of others), what broke, and how it is said.
+#[test]
+fn a_death_is_explained_by_the_minute_before() {
+    use Broke::{Foreign, Full, Limit, OverPlan, Unseen};
+    let plan = plan();
+    let dead = plan.instance(&InstanceId("a-0".to_owned())).unwrap();
+    for (what, looks, broke, says) in [
+        (
+            "it outgrew its plan",
+            vec![look(59, 12_700, &[])],
+            OverPlan,
+            "700 MiB more than its plan",
+        ),
+        (
+            "others took its room",
+            vec![look(30, 9000, &[]), look(59, 9000, &[(7, 9000), (8, 500)])],
+            Foreign,
+            "most of it p7 (process 7) with 8.79 GiB: 1.46 GiB of what was planned for",
+        ),
+        ("it had room", vec![look(59, 9000, &[(7, 1000)])], Limit, "9.77 GiB were free"),
+        ("no look was in time", vec![], Unseen, "nobody looked"),
+        ("only long ago", vec![look(0, 1, &[])], Limit, "wanted at most 11.7 GiB more"),
+        ("after it", vec![look(61, 12_700, &[])], Unseen, "nobody looked"),
+        ("as full as planned", vec![look(59, 12_000, &[(7, 8000)])], Full, "0 B were free"),
+    ] {
+        let past: Vec<&Look> = looks.iter().collect();
+        let report = report(&plan, dead, &past, 60_000, "out of memory".to_owned());
+        assert_eq!(report.broke, broke, "{what}: {}", report.finding);
+        assert!(report.finding.contains(says), "{what}: {}", report.finding);
+        assert!(!report.proposal.is_empty());
+        let json = serde_json::to_string(&report).unwrap();
+        assert_eq!(serde_json::from_str::<Report>(&json).unwrap(), report);
+    }
 }

@@ -2,6 +2,7 @@
 
 use berth_core::plan::Plan;
 use berth_core::units::Bytes;
+use berth_core::watch::forensic::Report;
 use berth_core::watch::{Alarm, Changes, DeviceLook, EngineLook, Look};
 use serde::Serialize;
 
@@ -136,6 +137,12 @@ fn alarm(alarm: &Alarm) -> [String; 2] {
 /// Alarms for `berth status`.
 pub(crate) fn alarms(alarms: &[Alarm]) -> Vec<String> {
     alarms.iter().flat_map(alarm).collect()
+}
+
+/// Why an engine died of memory.
+pub(crate) fn death(report: &Report) -> [String; 2] {
+    let Report { instance, said, finding, proposal, .. } = report;
+    [format!("{instance} died of memory: {finding} ({said})"), format!("  hint: {proposal}")]
 }
 
 /// What has changed, as lines of talk.

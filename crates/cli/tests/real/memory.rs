@@ -3,11 +3,12 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use crate::harness::{Berth, GEMMA, SMOLLM, model, small, wait_until};
+use crate::harness::{Berth, GEMMA, SMOLLM, fetched, model, small, wait_until};
 
 const FLAGS: &[(&str, &str)] = &[
     (SMOLLM, "ctx-size = 2048, parallel = 1"),
@@ -118,6 +119,40 @@ fn a_stranger_is_seen() {
         child.kill().unwrap();
         child.wait().unwrap();
     }
+    drop(up);
+    berth.run(&["down"]).expect(0, &[]);
+}
+
+/// An engine that a limit of its own ends is explained: the device had room. Its neighbour goes on.
+#[test]
+fn a_death_of_memory_is_explained() {
+    let berth = Berth::new(33);
+    let real = fetched("llama-server/llama-server");
+    let wrapper = berth.folder.path().join("limited-server");
+    let script = format!(
+        "#!/bin/sh\ncase \"$*\" in *--alias\\ victim*) ulimit -v 200000;; esac\nexec {} \"$@\"\n",
+        real.display()
+    );
+    std::fs::write(&wrapper, script).unwrap();
+    std::fs::set_permissions(&wrapper, std::fs::Permissions::from_mode(0o755)).unwrap();
+    berth.spec(&(small("neighbour") + &small("victim")));
+    let spec = berth.folder.path().join("berth.toml");
+    let text = std::fs::read_to_string(&spec).unwrap();
+    let text = text.replace(&real.display().to_string(), &wrapper.display().to_string());
+    std::fs::write(&spec, text).unwrap();
+    let up = berth.up();
+    let deaths = || berth.status()["deaths"].as_array().cloned().unwrap_or_default();
+    wait_until("the death is reported", || !deaths().is_empty());
+    let [death] = &deaths()[..] else { panic!("{:?}", deaths()) };
+    assert_eq!(
+        (&death["instance"], &death["broke"]),
+        (&"victim-0".into(), &"limit".into()),
+        "{death}"
+    );
+    assert!(death["proposal"].as_str().unwrap().contains("ulimit"), "{death}");
+    let shown = berth.run(&["status"]).stdout;
+    assert!(shown.contains("victim-0 died of memory: "), "{shown}");
+    assert_eq!(berth.instance("neighbour-0")["state"], "ready");
     drop(up);
     berth.run(&["down"]).expect(0, &[]);
 }

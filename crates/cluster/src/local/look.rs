@@ -57,7 +57,7 @@ pub fn look(state_id: Option<&str>, now_ms: u64) -> Look {
             holders: holders.map(|all| all.into_iter().map(holder).collect()),
         });
     }
-    Look { at_ms: now_ms, devices, engines: Vec::new(), notes }
+    Look { at_ms: now_ms, devices, engines: Vec::new(), oom_kills: procfs::oom_kills(), notes }
 }
 
 /// Instances with what the operating system counts as theirs, and the largest of all other processes.

@@ -14,6 +14,9 @@ pub struct Look {
     pub devices: Vec<DeviceLook>,
     /// The engines that were asked.
     pub engines: Vec<EngineLook>,
+    /// Processes that the kernel has killed for want of memory since it started.
+    #[serde(default)]
+    pub oom_kills: Option<u64>,
     /// What could not be seen, in words.
     pub notes: Vec<String>,
 }
@@ -106,7 +109,8 @@ impl Look {
             node.devices.iter().map(device).collect::<Vec<_>>()
         };
         let devices = inventory.nodes.iter().flat_map(of).collect();
-        Self { at_ms, devices, engines: Vec::new(), notes: inventory.notes.clone() }
+        let (engines, oom_kills) = (Vec::new(), None);
+        Self { at_ms, devices, engines, oom_kills, notes: inventory.notes.clone() }
     }
 
     /// The device of a node.

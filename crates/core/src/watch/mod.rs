@@ -3,10 +3,12 @@
 //! - [`look`]: what was seen at one time, by whom it is held; what could not be seen is unknown, never zero
 //! - [`history`]: a bounded past of what is free, and where it is going
 //! - [`alarm`]: what is wrong or about to be, with its cause and what to do
+//! - [`forensic`]: why an engine died of memory
 //!
 //! All of it is values: time is an argument, and nothing here looks by itself.
 
 pub mod alarm;
+pub mod forensic;
 pub mod history;
 pub mod look;
 
@@ -14,15 +16,21 @@ pub use alarm::{Alarm, AlarmKind, alarms};
 pub use history::History;
 pub use look::{DeviceLook, EngineLook, Holder, Look};
 
+use std::collections::VecDeque;
+
 use crate::plan::Plan;
 
 /// What is known from one look to the next.
 #[derive(Clone, Debug, Default)]
 pub struct Watch {
     history: History,
-    last: Option<Look>,
+    /// The looks of the last minute, the newest last.
+    looks: VecDeque<Look>,
     alarms: Vec<Alarm>,
 }
+
+/// Looks that are kept whole.
+const MOST_LOOKS: usize = 90;
 
 /// What a look has changed.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -37,9 +45,12 @@ impl Watch {
     /// Takes a look in, and says what it changes.
     pub fn step(&mut self, plan: &Plan, look: Look) -> Changes {
         self.history.add(&look);
-        let now = alarms(plan, &look, &self.history, self.last.as_ref(), &self.alarms);
+        let now = alarms(plan, &look, &self.history, self.last(), &self.alarms);
         let before = std::mem::replace(&mut self.alarms, now);
-        self.last = Some(look);
+        if self.looks.len() == MOST_LOOKS {
+            self.looks.pop_front();
+        }
+        self.looks.push_back(look);
         let is_in = |all: &[Alarm], one: &Alarm| {
             all.iter().any(|other| other.kind == one.kind && other.subject == one.subject)
         };
@@ -56,6 +67,19 @@ impl Watch {
 
     /// The last look.
     pub fn last(&self) -> Option<&Look> {
-        self.last.as_ref()
+        self.looks.back()
+    }
+
+    /// The looks of the last minute, the newest last.
+    pub fn looks(&self) -> Vec<&Look> {
+        self.looks.iter().collect()
+    }
+
+    /// Whether the kernel has killed for want of memory in the minute before.
+    pub fn kernel_has_killed(&self, at_ms: u64) -> bool {
+        let before = |look: &&Look| look.at_ms + forensic::BEFORE_MS >= at_ms;
+        let counts: Vec<u64> =
+            self.looks.iter().filter(before).filter_map(|look| look.oom_kills).collect();
+        counts.first() < counts.last()
     }
 }
