@@ -24,6 +24,8 @@ use crate::publish::{Served, publish};
 
 /// Between two turns of the loop.
 const TURN: Duration = Duration::from_millis(250);
+/// After the journal couldn't be used.
+const WATCH_AGAIN: Duration = Duration::from_secs(10);
 /// Requests that run may take this long when the gateway stops.
 pub(crate) const DRAIN_LIMIT: Duration = Duration::from_secs(30);
 
@@ -66,8 +68,7 @@ pub(crate) fn gateway_of(spec: &GatewaySpec, workers: Option<usize>) -> Result<G
     };
     let spans = Spans::by_environment().map_err(|error| {
         Failure::bad_spec(anyhow::Error::new(error)).hint(
-            "unset it, or build berth with `cargo build --release --features otel`; the collector takes OTLP over \
-             HTTP, as in OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318",
+            "the collector takes OTLP over HTTP, as in OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318",
         )
     })?;
     let gateway = Gateway::new(Settings {
@@ -158,8 +159,11 @@ pub(crate) async fn watch(dir: StateDir) {
         Told::Changes(changes) => output::talk(&output::memory::changes(&changes)),
         Told::Death(report) => output::talk(&output::memory::death(&report).join("\n")),
     };
-    if let Err(error) = watch::watch(&dir, tell).await {
-        tracing::warn!(%error, "nobody looks at memory any more");
+    loop {
+        if let Err(error) = watch::watch(&dir, tell).await {
+            tracing::warn!(%error, "memory can't be watched; trying again");
+        }
+        tokio::time::sleep(WATCH_AGAIN).await;
     }
 }
 

@@ -31,7 +31,12 @@ pub(crate) fn start_log(verbose: bool) {
 /// A line of data.
 pub(crate) fn data(line: &str) {
     // Whoever reads may have gone (`berth plan | head`): that is no failure.
-    drop(writeln!(std::io::stdout(), "{line}"));
+    is_read(line);
+}
+
+/// A line of data; whether somebody still reads.
+pub(crate) fn is_read(line: &str) -> bool {
+    writeln!(std::io::stdout(), "{line}").is_ok()
 }
 
 /// A line of talk.
@@ -43,12 +48,6 @@ pub(crate) fn talk(line: &str) {
 /// One JSON document.
 pub(crate) fn json(value: &impl Serialize) -> Result<(), Failure> {
     data(&serde_json::to_string_pretty(value).map_err(Failure::new)?);
-    Ok(())
-}
-
-/// One JSON document in a line.
-pub(crate) fn json_line(value: &impl Serialize) -> Result<(), Failure> {
-    data(&serde_json::to_string(value).map_err(Failure::new)?);
     Ok(())
 }
 

@@ -156,7 +156,7 @@ pub(crate) fn plan(
 }
 
 /// The gateway's files, from wherever berth is started.
-fn files_of_the_gateway(gateway: &mut GatewaySpec, base: &Path) -> Result<(), Failure> {
+pub(crate) fn files_of_the_gateway(gateway: &mut GatewaySpec, base: &Path) -> Result<(), Failure> {
     let tls = gateway.tls.iter_mut().flat_map(|tls| [&mut tls.certificate, &mut tls.key]);
     for file in gateway.keys.iter_mut().chain(tls) {
         let path = std::path::absolute(base.join(&*file)).map_err(Failure::new)?;

@@ -1,5 +1,7 @@
 //! GPUs, as NVIDIA's driver reports them.
 
+use std::sync::OnceLock;
+
 use berth_core::inventory::{Cpu, Device, DeviceId, DeviceKind};
 use berth_core::units::Bytes;
 use nvml_wrapper::Nvml;
@@ -20,10 +22,19 @@ pub struct Gpus {
     pub notes: Vec<String>,
 }
 
+/// The library, begun once: beginning takes long where the driver is not kept awake.
+fn nvml() -> Result<&'static Nvml, NvmlError> {
+    static NVML: OnceLock<Nvml> = OnceLock::new();
+    match NVML.get() {
+        Some(nvml) => Ok(nvml),
+        None => Nvml::init().map(|nvml| NVML.get_or_init(|| nvml)),
+    }
+}
+
 /// Reads all GPUs. A machine without NVIDIA's driver has none; that is no error.
 pub fn gpus() -> Gpus {
     let mut gpus = Gpus::default();
-    let nvml = match Nvml::init() {
+    let nvml = match nvml() {
         Ok(nvml) => nvml,
         Err(NvmlError::LibloadingError(_) | NvmlError::DriverNotLoaded) => return gpus,
         Err(error) => {
@@ -39,7 +50,7 @@ pub fn gpus() -> Gpus {
         }
     };
     for index in 0..count {
-        match read(&nvml, index) {
+        match read(nvml, index) {
             Ok((device, holders)) => {
                 gpus.devices.push(device);
                 gpus.holders.push(holders);
@@ -64,15 +75,16 @@ fn read(nvml: &Nvml, index: u32) -> Result<(Device, Option<Holders>), NvmlError>
     Ok((device, holders(&gpu).ok()))
 }
 
-/// Processes that compute or draw, with what they hold; those whose memory is not told are left out.
+/// Processes that compute or draw, with what they hold.
 fn holders(gpu: &nvml_wrapper::Device<'_>) -> Result<Holders, NvmlError> {
     let mut all = gpu.running_compute_processes()?;
     all.extend(gpu.running_graphics_processes()?);
     all.sort_by_key(|process| process.pid);
     all.dedup_by_key(|process| process.pid);
-    let told = all.into_iter().filter_map(|process| match process.used_gpu_memory {
-        UsedGpuMemory::Used(bytes) => Some((process.pid, Bytes(bytes))),
-        UsedGpuMemory::Unavailable => None,
+    let told = all.into_iter().map(|process| match process.used_gpu_memory {
+        UsedGpuMemory::Used(bytes) => Ok((process.pid, Bytes(bytes))),
+        // What some hold is not told: then nobody knows what the others leave.
+        UsedGpuMemory::Unavailable => Err(NvmlError::NotSupported),
     });
-    Ok(told.collect())
+    told.collect()
 }

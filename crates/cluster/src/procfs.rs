@@ -77,7 +77,9 @@ pub fn name_and_private(pid: u32) -> Option<(String, Bytes)> {
     let process = Process::new(i32::try_from(pid).ok()?).ok()?;
     let statm = process.statm().ok()?;
     let private = statm.resident.saturating_sub(statm.shared) * procfs::page_size();
-    Some((process.stat().ok()?.comm, Bytes(private)))
+    // A name may say anything, to a terminal too.
+    let name = process.stat().ok()?.comm.replace(|c: char| c.is_control(), "?");
+    Some((name, Bytes(private)))
 }
 
 /// Processes that the kernel has killed for want of memory since it started; `None` where it doesn't count them.

@@ -27,12 +27,12 @@ pub(crate) struct Book {
     entries: BTreeMap<InstanceId, InstanceEntry>,
 }
 
-/// Deaths of memory in a row after which an engine that had been ready is left alone: it would take its neighbours
-/// along.
+/// Failures in a row after which an engine whose log says that it wanted memory is left alone, though it had been
+/// ready.
 const MOST_DEATHS: u32 = 3;
 
-fn is_a_loop(cause: Cause, record: &Record) -> bool {
-    cause == Cause::OutOfMemory && record.failures + 1 >= MOST_DEATHS
+fn is_a_loop(cause: Cause, after: &Record) -> bool {
+    cause == Cause::OutOfMemory && after.failures >= MOST_DEATHS
 }
 
 impl Book {
@@ -144,9 +144,10 @@ impl Book {
     ) -> Result<(), JournalError> {
         let Some(record) = self.record(planned) else { return Ok(()) };
         let now = now_ms();
+        let again = record.failed(false, now);
         let is_final = diagnosis.cause.is_permanent()
-            && (!record.was_ready || is_a_loop(diagnosis.cause, record));
-        let record = record.failed(is_final, now);
+            && (!record.was_ready || is_a_loop(diagnosis.cause, &again));
+        let record = if is_final { record.failed(true, now) } else { again };
         let retry_in_ms = match record.phase {
             Phase::Backoff { until_ms } => Some(until_ms.saturating_sub(now)),
             _ => None,

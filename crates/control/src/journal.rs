@@ -65,7 +65,7 @@ const SCHEMA: &str = "
 
 /// What the second layout has beside the first.
 const SECOND: &str = "
-    CREATE TABLE samples (
+    CREATE TABLE IF NOT EXISTS samples (
         seq INTEGER PRIMARY KEY AUTOINCREMENT,
         at_ms INTEGER NOT NULL,
         node TEXT NOT NULL,
@@ -74,8 +74,8 @@ const SECOND: &str = "
         used INTEGER,
         own INTEGER
     );
-    CREATE TABLE alarms (at_ms INTEGER NOT NULL, alarms TEXT NOT NULL);
-    CREATE TABLE deaths (
+    CREATE TABLE IF NOT EXISTS alarms (at_ms INTEGER NOT NULL, alarms TEXT NOT NULL);
+    CREATE TABLE IF NOT EXISTS deaths (
         seq INTEGER PRIMARY KEY AUTOINCREMENT,
         instance TEXT NOT NULL,
         at_ms INTEGER NOT NULL,
@@ -470,12 +470,13 @@ impl Journal {
         transaction.commit().map_err(sqlite)
     }
 
-    /// What was wrong at the last look.
+    /// What was wrong at the last look, if that was after a time.
     ///
     /// # Errors
     /// Where the journal can't be read.
-    pub fn alarms(&self) -> Result<Vec<Alarm>, JournalError> {
-        let rows: Vec<String> = self.rows("SELECT alarms FROM alarms", |row| row.get(0))?;
+    pub fn alarms(&self, after_ms: u64) -> Result<Vec<Alarm>, JournalError> {
+        let sql = format!("SELECT alarms FROM alarms WHERE at_ms > {after_ms}");
+        let rows: Vec<String> = self.rows(&sql, |row| row.get(0))?;
         rows.last().map_or_else(|| Ok(Vec::new()), |json| self.read(json))
     }
 

@@ -17,6 +17,7 @@ use berth_core::watch::forensic::Report;
 use berth_engines::Diagnosis;
 use serde::Serialize;
 
+use crate::clock::now_ms;
 use crate::journal::{InstanceEntry, Journal, JournalError};
 
 /// Everything that `berth status` shows.
@@ -63,6 +64,8 @@ pub struct PastEvent {
 
 /// Events that a status shows.
 const EVENTS: u32 = 50;
+/// Alarms are noted every ten seconds: older ones are nobody's any more.
+const STALE_MS: u64 = 30_000;
 /// Deaths that a status shows.
 const DEATHS: u32 = 5;
 
@@ -213,7 +216,10 @@ pub fn read(
         ledger,
         events: journal.events(EVENTS)?,
         deaths: journal.deaths(DEATHS)?,
-        alarms: if controller_running { journal.alarms()? } else { Vec::new() },
+        alarms: match controller_running {
+            true => journal.alarms(now_ms().saturating_sub(STALE_MS))?,
+            false => Vec::new(),
+        },
         notes,
     })
 }

@@ -35,6 +35,7 @@ pub async fn watch(dir: &StateDir, tell: impl Fn(Told)) -> Result<(), JournalErr
     let mut journal = Journal::open(&dir.journal())?;
     let state_id = journal.state_id()?;
     let (mut watch, mut sampled_ms, mut seq, mut plan) = (Watch::default(), 0, None, None);
+    let mut seen_seq = None;
     loop {
         let now = journal.current_seq()?;
         if now != seq {
@@ -42,7 +43,12 @@ pub async fn watch(dir: &StateDir, tell: impl Fn(Told)) -> Result<(), JournalErr
             seq = now;
         }
         // What is on a cluster's machines is seen there.
-        if let Some(plan) = plan.as_ref().filter(|plan| plan.ray.is_none()) {
+        let here = plan.as_ref().filter(|plan| plan.ray.is_none());
+        if here.is_none() && now != seen_seq {
+            journal.set_alarms(&[], now_ms())?;
+        }
+        seen_seq = now;
+        if let Some(plan) = here {
             let look = look(&state_id, plan).await;
             let is_time = look.at_ms.saturating_sub(sampled_ms) >= SAMPLE_MS;
             if is_time {
@@ -103,7 +109,11 @@ async fn engines(plan: &Plan, look: &Look) -> Vec<EngineLook> {
     let asking = plan.instances.iter().filter(|one| runs(&one.id)).filter_map(|one| {
         let address = SocketAddr::new(one.host.parse().ok()?, one.port);
         let (id, engine) = (one.id.clone(), one.engine);
-        Some(tokio::spawn(async move { metrics::ask(&id, engine, address).await }))
+        Some(tokio::spawn(async move {
+            // One that hangs must not hold up the others.
+            let asking = metrics::ask(&id, engine, address);
+            tokio::time::timeout(LOOK, asking).await.ok().flatten()
+        }))
     });
     let mut engines = Vec::new();
     for asked in asking.collect::<Vec<_>>() {

@@ -159,7 +159,8 @@ fn samples_and_alarms_are_kept() {
     };
     journal.set_alarms(&[alarm.clone(), alarm.clone()], 2).unwrap();
     journal.set_alarms(std::slice::from_ref(&alarm), 3).unwrap();
-    assert_eq!(Journal::open(&path).unwrap().alarms().unwrap(), [alarm]);
+    assert_eq!(Journal::open(&path).unwrap().alarms(2).unwrap(), [alarm]);
+    assert_eq!(journal.alarms(3).unwrap(), []);
 }
 
 /// A journal of before there were samples is taken up as it is.
@@ -170,9 +171,13 @@ fn an_older_journal_goes_on() {
     let plan = plan("x", None);
     Journal::open(&path).unwrap().commit(&plan, None, 1).unwrap();
     let older = rusqlite::Connection::open(&path).unwrap();
-    older.execute_batch("DROP TABLE samples; DROP TABLE alarms; PRAGMA user_version = 1;").unwrap();
+    older
+        .execute_batch(
+            "DROP TABLE samples; DROP TABLE alarms; DROP TABLE deaths; PRAGMA user_version = 1;",
+        )
+        .unwrap();
     drop(older);
     let journal = Journal::open(&path).unwrap();
     assert_eq!(journal.current().unwrap().unwrap().plan, plan);
-    assert_eq!((journal.samples().unwrap(), journal.alarms().unwrap()), (0, Vec::new()));
+    assert_eq!((journal.samples().unwrap(), journal.alarms(0).unwrap()), (0, Vec::new()));
 }

@@ -75,7 +75,12 @@ fn alarms_say_what_is_wrong_and_who_did_it() {
     for (what, looks, wrong) in [
         ("as planned", vec![look(0, 12_000, &[])], vec![]),
         ("the instance is starting", vec![look(0, 100, &[]), look(1, 9000, &[])], vec![]),
-        ("rounding", vec![look(0, 12_004, &[])], vec![]),
+        (
+            "it loads for long",
+            (0..31).map(|at| look(at, at * 380, &[(7, 10 + at)])).collect(),
+            vec![],
+        ),
+        ("within what a plan may be off", vec![look(0, 12_100, &[])], vec![]),
         ("more than planned", vec![look(0, 12_500, &[])], vec![(OverPlan, "500 MiB more")]),
         ("others were there before", vec![look(0, 12_000, &[(7, 3000)]); 3], vec![]),
         (
@@ -109,6 +114,15 @@ fn alarms_say_what_is_wrong_and_who_did_it() {
             vec![(Preempts, "3 requests")],
         ),
         (
+            "preemptions a moment ago",
+            [2, 5, 5, 5]
+                .into_iter()
+                .zip(0..)
+                .map(|(count, at)| with_engine(look(at, 1, &[]), 0, 0.5, count))
+                .collect(),
+            vec![(Preempts, "3 requests")],
+        ),
+        (
             "an engine starts anew",
             vec![with_engine(look(0, 1, &[]), 0, 0.5, 5), with_engine(look(1, 1, &[]), 0, 0.5, 0)],
             vec![],
@@ -126,6 +140,19 @@ fn alarms_say_what_is_wrong_and_who_did_it() {
                 .all(|((kind, message), (wanted, says))| kind == wanted && message.contains(says));
         assert!(is_met, "{what}: {found:?}");
         assert!(watch.alarms().iter().all(|one| !one.advice.is_empty()), "{what}");
+    }
+}
+
+/// A GPU that the plan puts nothing on is somebody else's.
+#[test]
+fn what_is_not_planned_on_is_no_concern() {
+    let mut plan = plan();
+    plan.instances.clear();
+    plan.devices[0].planned = Bytes::ZERO;
+    let mut watch = Watch::default();
+    for (at, taken) in [(0, 0), (1, 5000), (2, 19_000)] {
+        watch.step(&plan, look(at, 0, &[(7, taken)]));
+        assert_eq!(watch.alarms(), []);
     }
 }
 
@@ -160,6 +187,12 @@ fn a_death_is_explained_by_the_minute_before() {
             vec![look(30, 9000, &[]), look(59, 9000, &[(7, 9000), (8, 500)])],
             Foreign,
             "most of it p7 (process 7) with 8.79 GiB: 1.46 GiB of what was planned for",
+        ),
+        (
+            "a little over, and others too",
+            vec![look(59, 12_050, &[(7, 9000)])],
+            Foreign,
+            "most of it p7",
         ),
         ("it had room", vec![look(59, 9000, &[(7, 1000)])], Limit, "9.77 GiB were free"),
         ("no look was in time", vec![], Unseen, "nobody looked"),

@@ -31,7 +31,10 @@ pub fn read(instance: &InstanceId, page: &str) -> EngineLook {
         instance: instance.clone(),
         running: count(&["vllm:num_requests_running", "llamacpp:requests_processing"]),
         waiting: count(&["vllm:num_requests_waiting", "llamacpp:requests_deferred"]),
-        kv_cache_usage: sum(&["vllm:kv_cache_usage_perc", "llamacpp:kv_cache_usage_ratio"])
+        // Of several engines the fullest counts.
+        kv_cache_usage: ["vllm:kv_cache_usage_perc", "llamacpp:kv_cache_usage_ratio"]
+            .iter()
+            .find_map(|name| values(page, name).reduce(f64::max))
             .filter(|usage| (0.0..=1.0).contains(usage)),
         preemptions: count(&["vllm:num_preemptions_total", "vllm:num_preemptions"]),
     }
@@ -39,7 +42,11 @@ pub fn read(instance: &InstanceId, page: &str) -> EngineLook {
 
 /// The sum of a metric over its labels (one series for each engine of a server).
 fn sum(page: &str, name: &str) -> Option<f64> {
-    let of = |line: &str| {
+    values(page, name).reduce(|sum, value| sum + value)
+}
+
+fn values(page: &str, name: &str) -> impl Iterator<Item = f64> {
+    let of = move |line: &str| {
         let rest = line.strip_prefix(name)?;
         let value = match rest.as_bytes().first()? {
             b' ' => rest,
@@ -48,9 +55,7 @@ fn sum(page: &str, name: &str) -> Option<f64> {
         };
         value.split_whitespace().next()?.parse::<f64>().ok().filter(|value| value.is_finite())
     };
-    page.lines()
-        .filter_map(of)
-        .fold(None, |sum: Option<f64>, value| Some(sum.unwrap_or(0.0) + value))
+    page.lines().filter_map(of)
 }
 
 #[cfg(test)]
@@ -65,6 +70,7 @@ mod tests {
             vllm:num_requests_waiting{engine=\"0\",model_name=\"a\"} 7.0\n\
             vllm:num_requests_waiting_by_reason{engine=\"0\",reason=\"capacity\"} 7.0\n\
             vllm:kv_cache_usage_perc{engine=\"0\",model_name=\"a\"} 0.97\n\
+            vllm:kv_cache_usage_perc{engine=\"1\",model_name=\"a\"} 0.5\n\
             vllm:num_preemptions_total{engine=\"0\",model_name=\"a\"} 4.0\n";
         let llama = "llamacpp:requests_processing 1\nllamacpp:requests_deferred 0\n";
         for (page, running, waiting, usage, preemptions) in [

@@ -59,7 +59,11 @@ async fn serve(listener: TcpListener) {
         (Arc::new(Mutex::new(Look::default())), Arc::new(Semaphore::new(MOST_CONNECTIONS)));
     loop {
         let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
-        let Ok((stream, _)) = listener.accept().await else { continue };
+        let Ok((stream, _)) = listener.accept().await else {
+            // Out of file descriptors: go on after a breath.
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            continue;
+        };
         let last = Arc::clone(&last);
         tokio::spawn(async move {
             connection(stream, last).await;

@@ -1,6 +1,7 @@
 //! `berth gateway`: a gateway alone, to servers that a spec names, or with routes from a file that a controller writes;
 //! it goes on with them when that is gone. Any number of them can run side by side.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -34,7 +35,9 @@ pub(crate) fn run(state: &Path, args: &GatewayArgs) -> Result<ExitCode, Failure>
         (None, None) => By::Routes(prepare::state_dir(state)?.routes()),
     };
     let spec = settings(args, &by);
-    if !spec.listen.ip().is_loopback() && spec.keys.is_none() && !args.allow_remote {
+    // The spec's own address has been checked with the spec.
+    let is_new = matches!(by, By::Routes(_)) || args.listen.is_some();
+    if is_new && !spec.listen.ip().is_loopback() && spec.keys.is_none() && !args.allow_remote {
         let error = anyhow::anyhow!("{} is reachable from other machines", spec.listen);
         return Err(Failure::bad_spec(error).hint(
             "name a file of keys with --keys (`berth key` makes them), or say --allow-remote if anybody who \
@@ -47,6 +50,10 @@ pub(crate) fn run(state: &Path, args: &GatewayArgs) -> Result<ExitCode, Failure>
     }
     lifecycle::runtime()?.block_on(async {
         let listener = lifecycle::bind(spec.listen).await?;
+        let mut externals = Externals::default();
+        if let By::Spec(_, spec) = &by {
+            first_answers(&gateway, &mut externals, spec).await;
+        }
         let file = match &by {
             By::Spec(file, _) | By::Routes(file) => file.display(),
         };
@@ -56,7 +63,9 @@ pub(crate) fn run(state: &Path, args: &GatewayArgs) -> Result<ExitCode, Failure>
             spec.keys.as_ref().map(PathBuf::from),
         ));
         match by {
-            By::Spec(file, spec) => drop(tokio::spawn(follow_spec(gateway.clone(), file, *spec))),
+            By::Spec(file, spec) => {
+                drop(tokio::spawn(follow_spec(gateway.clone(), externals, file, *spec)))
+            }
             By::Routes(file) => {
                 tokio::spawn(say(gateway.clone(), file.clone()));
                 tokio::spawn(follow_routes(gateway.clone(), file));
@@ -93,7 +102,8 @@ fn settings(args: &GatewayArgs, by: &By) -> GatewaySpec {
 
 /// A spec all of whose models run elsewhere.
 fn elsewhere(file: &Path) -> Result<Spec, Failure> {
-    let spec = prepare::spec(file)?;
+    let mut spec = prepare::spec(file)?;
+    prepare::files_of_the_gateway(&mut spec.gateway, prepare::base(file))?;
     let own: Vec<&str> = spec.deployments.iter().map(|one| one.model.as_str()).collect();
     if !own.is_empty() {
         let what = format!("berth itself runs models of {}: {}", file.display(), own.join(", "));
@@ -104,16 +114,40 @@ fn elsewhere(file: &Path) -> Result<Spec, Failure> {
     Ok(spec)
 }
 
+/// Waits a moment for what the servers of a spec answer: without that no model would be known yet.
+async fn first_answers(gateway: &Gateway, externals: &mut Externals, spec: &Spec) {
+    const LOOKS: u32 = 20;
+    for _ in 0..LOOKS {
+        let seen = externals.look(&spec.external, now_ms()).await;
+        gateway.set_table(publish::table(Vec::new(), &seen, &spec.gateway));
+        if seen.iter().all(|one| one.is_ready) {
+            return;
+        }
+        tokio::time::sleep(LOOK / 2).await;
+    }
+}
+
 /// Asks the servers of a spec whether they are there, and takes up the spec whenever it changes.
-async fn follow_spec(gateway: Gateway, file: PathBuf, spec: Spec) {
+async fn follow_spec(gateway: Gateway, mut externals: Externals, file: PathBuf, spec: Spec) {
     let current = Arc::new(Mutex::new(spec));
     let taken_up = Arc::clone(&current);
     let take_up = move |file: &Path| {
-        *taken_up.lock().unwrap_or_else(PoisonError::into_inner) = elsewhere(file)?;
+        let new = elsewhere(file)?;
+        let mut current = taken_up.lock().unwrap_or_else(PoisonError::into_inner);
+        let fixed = |spec: &Spec| GatewaySpec {
+            aliases: BTreeMap::default(),
+            rules: Vec::new(),
+            ..spec.gateway.clone()
+        };
+        if fixed(&new) != fixed(&current) {
+            output::talk(
+                "of [gateway] only aliases and rules are taken up; start anew for the rest",
+            );
+        }
+        *current = new;
         Ok(())
     };
     tokio::spawn(async move { files::follow(&file, "the servers", take_up).await });
-    let mut externals = Externals::default();
     loop {
         let Spec { external, gateway: told, .. } =
             current.lock().unwrap_or_else(PoisonError::into_inner).clone();

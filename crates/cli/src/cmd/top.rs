@@ -1,12 +1,14 @@
 //! `berth top`: memory as bars, again and again. It looks by itself, with or without a controller.
 
+use std::io::IsTerminal as _;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use berth_control::clock::now_ms;
 use berth_control::{Journal, watch};
 use berth_core::plan::Plan;
-use berth_core::spec::GatewaySpec;
+use berth_core::spec::{GatewaySpec, RaySpec};
 use berth_core::watch::{Look, Watch};
 
 use crate::args::TopArgs;
@@ -24,32 +26,47 @@ pub(crate) fn run(state: &Path, args: &TopArgs) -> Result<ExitCode, Failure> {
     let journal = Journal::open(&dir.journal())?;
     let state_id = journal.state_id()?;
     lifecycle::runtime()?.block_on(async {
-        let mut known = Watch::default();
-        loop {
-            let plan = journal.current()?.map(|journalled| journalled.plan);
-            let plan = plan.unwrap_or_else(|| Plan::nothing(GatewaySpec::default(), None));
-            let look = match &plan.ray {
-                Some(_) => Look::of_inventory(
-                    &prepare::inventory(&journal)?,
-                    berth_control::clock::now_ms(),
-                ),
-                None => watch::look(&state_id, &plan).await,
-            };
-            known.step(&plan, look);
-            let Some(look) = known.last() else { continue };
-            let seen = Seen::new(Some(&plan), look, known.alarms());
-            match (args.json, args.once) {
-                (true, _) => output::json_line(&seen)?,
-                (false, true) => output::data(&output::memory::view(&seen)),
-                (false, false) => output::data(&format!("{CLEAR}{}", output::memory::view(&seen))),
-            }
-            if args.once {
-                return Ok(ExitCode::SUCCESS);
-            }
-            tokio::select! {
-                () = tokio::time::sleep(LOOK) => {}
-                () = lifecycle::signal() => return Ok(ExitCode::SUCCESS),
-            }
+        // From the beginning: Ctrl-C may come in the midst of a look.
+        tokio::select! {
+            ended = show(&journal, &state_id, args) => ended,
+            () = lifecycle::signal() => Ok(ExitCode::SUCCESS),
         }
     })
+}
+
+/// Again and again, until nobody reads any more.
+async fn show(journal: &Journal, state_id: &str, args: &TopArgs) -> Result<ExitCode, Failure> {
+    let mut known = Watch::default();
+    let clear = if std::io::stdout().is_terminal() { CLEAR } else { "" };
+    loop {
+        let plan = journal.current()?.map(|journalled| journalled.plan);
+        let plan = plan.unwrap_or_else(|| Plan::nothing(GatewaySpec::default(), None));
+        let look = match &plan.ray {
+            Some(ray) => on_ray(ray, state_id),
+            None => watch::look(state_id, &plan).await,
+        };
+        known.step(&plan, look);
+        let Some(look) = known.last() else { continue };
+        let seen = Seen::new(Some(&plan), look, known.alarms());
+        let text = match (args.json, args.once) {
+            (true, _) => serde_json::to_string(&seen).map_err(Failure::new)?,
+            (false, true) => output::memory::view(&seen),
+            (false, false) => format!("{clear}{}", output::memory::view(&seen)),
+        };
+        if !output::is_read(&text) || args.once {
+            return Ok(ExitCode::SUCCESS);
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// What Ray's reporter says: how much is used, and not by whom.
+fn on_ray(ray: &RaySpec, state_id: &str) -> Look {
+    match berth_control::ray::observe(ray, state_id) {
+        Ok((inventory, _)) => Look::of_inventory(&inventory, now_ms()),
+        Err(error) => {
+            let notes = vec![format!("the cluster can't be seen: {error}")];
+            Look { at_ms: now_ms(), notes, ..Look::default() }
+        }
+    }
 }

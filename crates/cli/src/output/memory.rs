@@ -1,6 +1,6 @@
 //! Memory as bars, at eighty columns: what `berth top` shows.
 
-use berth_core::plan::Plan;
+use berth_core::plan::{Plan, PlannedInstance};
 use berth_core::units::Bytes;
 use berth_core::watch::forensic::Report;
 use berth_core::watch::{Alarm, Changes, DeviceLook, EngineLook, Look};
@@ -44,7 +44,15 @@ impl<'a> Seen<'a> {
             let planned: Bytes = here.map(|one| one.planned).sum();
             let signed = |bytes: Bytes| i64::try_from(bytes.0).unwrap_or(i64::MAX);
             let (own, foreign) = (look.own(), look.foreign());
-            let most = own.map(|own| own.max(planned));
+            // One that outgrows its plan takes what is planned for another that has not started.
+            let of_instances = plan.into_iter().flat_map(|plan| &plan.instances);
+            let most = own.map(|_| {
+                let of = |one: &PlannedInstance| {
+                    one.bytes_on(&look.node, &look.device)
+                        .max(look.held_by(&one.id).unwrap_or_default())
+                };
+                of_instances.map(of).sum::<Bytes>()
+            });
             let headroom = most
                 .zip(foreign)
                 .map(|(most, foreign)| signed(look.total) - signed(most) - signed(foreign));

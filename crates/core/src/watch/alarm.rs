@@ -15,8 +15,14 @@ const NEWS: Bytes = Bytes(256 << 20);
 const NEWS_SHARE: f64 = 0.02;
 /// A cache that is this full, while requests wait.
 const FULL: f64 = 0.95;
-/// The driver's and the log's rounding.
+/// How far a plan may be off: the driver's rounding, and what the memory model is held to.
 const ROUNDING: Bytes = Bytes(4 << 20);
+const MODEL_SHARE: f64 = 0.01;
+
+/// What an instance may hold more than its plan before that counts as broken.
+pub(super) fn tolerance(planned: Bytes) -> Bytes {
+    ROUNDING.max(Bytes((planned.0 as f64 * MODEL_SHARE) as u64))
+}
 
 /// What is wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -26,7 +32,7 @@ pub enum AlarmKind {
     NoRoom,
     /// An instance holds more than the plan says it ever will.
     OverPlan,
-    /// What is free runs out soon.
+    /// What is left beside the plan runs out soon.
     RunsOut,
     /// Others have taken memory.
     ForeignGrew,
@@ -39,6 +45,11 @@ pub enum AlarmKind {
 }
 
 impl AlarmKind {
+    /// Whether single requests make it come and go.
+    pub(super) fn is_of_requests(self) -> bool {
+        matches!(self, Self::CacheFull | Self::Preempts)
+    }
+
     /// Its name, as in JSON and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -77,7 +88,7 @@ pub fn alarms(
     before: &[Alarm],
 ) -> Vec<Alarm> {
     let mut found = Vec::new();
-    for planned in &plan.devices {
+    for planned in plan.devices.iter().filter(|one| one.planned > Bytes::ZERO) {
         match look.device(&planned.node, &planned.device) {
             Some(seen) if seen.used.is_some() => {
                 of_device(plan, planned, seen, history, look.at_ms, &mut found);
@@ -155,7 +166,7 @@ fn of_device(
     for instance in plan.instances.iter().filter(|one| one.node == planned.node) {
         let most = instance.bytes_on(&planned.node, &planned.device);
         let held = seen.held_by(&instance.id).unwrap_or_default();
-        if most > Bytes::ZERO && held > most + ROUNDING {
+        if most > Bytes::ZERO && held > most + tolerance(most) {
             found.push((
                 AlarmKind::OverPlan,
                 format!("{} on {}", instance.id, subject()),
@@ -165,12 +176,15 @@ fn of_device(
         }
     }
     if let Some(ms) = history.ms_to_zero(seen, now_ms).filter(|ms| *ms <= SOON_MS) {
-        let free = seen.free().unwrap_or_default();
+        let left = seen.left(planned.planned).unwrap_or_default();
         let cause = who_grows(seen, history, now_ms);
         found.push((
             AlarmKind::RunsOut,
             subject(),
-            format!("{free} are free, and nothing in {} if it goes on so{cause}", spoken(ms)),
+            format!(
+                "{left} are left beside the plan, and nothing in {} if it goes on so{cause}",
+                spoken(ms)
+            ),
             "find out what grows before it is full: `berth top` shows who holds what".to_owned(),
         ));
     }

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::alarm::tolerance;
 use super::look::{DeviceLook, Holder, Look};
 use crate::inventory::{DeviceId, InstanceId};
 use crate::plan::{Plan, PlannedInstance};
@@ -116,7 +117,7 @@ fn tightest(
 fn cause(plan: &Plan, dead: &PlannedInstance, at: &Tightest) -> (Broke, String, String) {
     let place = format!("{} {}", dead.node, at.look.device);
     let over = at.most_held - at.planned_for_it;
-    if over > Bytes::ZERO {
+    if over > tolerance(at.planned_for_it) {
         return (
             Broke::OverPlan,
             format!("it held {} on {place}, {over} more than its plan", at.most_held),
@@ -129,7 +130,7 @@ fn cause(plan: &Plan, dead: &PlannedInstance, at: &Tightest) -> (Broke, String, 
     let outgrown = neighbours.filter_map(|one| {
         let planned = one.bytes_on(&one.node, &at.look.device);
         let over = at.look.held_by(&one.id)? - planned;
-        (over > Bytes::ZERO).then_some((one, over))
+        (over > tolerance(planned)).then_some((one, over))
     });
     if let Some((one, over)) = outgrown.max_by_key(|(_, over)| *over) {
         return (
@@ -164,7 +165,7 @@ fn cause(plan: &Plan, dead: &PlannedInstance, at: &Tightest) -> (Broke, String, 
             Broke::Limit,
             format!("{free} were free on {place}, and by its plan it wanted at most {wanted} more"),
             format!(
-                "look for a limit on the process itself (ulimit, a container): it needs {}",
+                "look for a limit on the process itself (ulimit, a container), which needs {}; or for what took it between two looks",
                 at.planned_for_it
             ),
         );

@@ -1,11 +1,14 @@
-//! The last minutes of what is free, and where it is going.
+//! The last minutes of what is left, and where it is going.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use super::look::{DeviceLook, Holder, Look};
 use crate::inventory::DeviceId;
+use crate::plan::Plan;
 use crate::units::Bytes;
 
+/// Where fewer strangers are named they are all that there are.
+const FEW: usize = 12;
 /// Looks that are kept of a device.
 const MOST: usize = 300;
 /// A trend is read from so much of the past.
@@ -23,7 +26,7 @@ pub struct History(BTreeMap<(String, DeviceId), VecDeque<Past>>);
 #[derive(Clone, Debug)]
 struct Past {
     at_ms: u64,
-    free: Option<Bytes>,
+    left: Option<Bytes>,
     foreign: Option<Bytes>,
     strangers: Vec<Holder>,
 }
@@ -38,8 +41,8 @@ pub struct Growth {
 }
 
 impl History {
-    /// Remembers a look; devices that it doesn't have are forgotten.
-    pub fn add(&mut self, look: &Look) {
+    /// Remembers a look at what a plan is for; devices that it doesn't have are forgotten.
+    pub fn add(&mut self, plan: &Plan, look: &Look) {
         let key = |one: &DeviceLook| (one.node.clone(), one.device.clone());
         self.0.retain(|kept, _| look.devices.iter().any(|one| key(one) == *kept));
         for one in &look.devices {
@@ -49,8 +52,12 @@ impl History {
             }
             let holders = one.holders.iter().flatten();
             let strangers = holders.filter(|holder| holder.instance.is_none()).cloned().collect();
-            let (free, foreign) = (one.free(), one.foreign());
-            past.push_back(Past { at_ms: look.at_ms, free, foreign, strangers });
+            let planned = plan
+                .devices
+                .iter()
+                .find(|planned| planned.node == one.node && planned.device == one.device);
+            let left = one.left(planned.map(|planned| planned.planned).unwrap_or_default());
+            past.push_back(Past { at_ms: look.at_ms, left, foreign: one.foreign(), strangers });
         }
     }
 
@@ -58,12 +65,12 @@ impl History {
         self.0.get(&(device.node.clone(), device.device.clone())).into_iter().flatten()
     }
 
-    /// How long until nothing of a device is free, if it goes on as in the last two minutes; none where it isn't
+    /// How long until nothing of a device is left beside what is planned, if it goes on as in the last two minutes; none where it isn't
     /// going down, or where there is too little to tell.
     pub fn ms_to_zero(&self, device: &DeviceLook, now_ms: u64) -> Option<u64> {
         let recent = self.of(device).filter(|past| past.at_ms + WINDOW_MS >= now_ms);
         let points: Vec<(f64, f64)> = recent
-            .filter_map(|past| Some((past.at_ms as f64 - now_ms as f64, past.free?.0 as f64)))
+            .filter_map(|past| Some((past.at_ms as f64 - now_ms as f64, past.left?.0 as f64)))
             .collect();
         let (first, last) = (points.first()?, points.last()?);
         if points.len() < LEAST_LOOKS || last.0 - first.0 < LEAST_MS as f64 {
@@ -83,9 +90,13 @@ impl History {
         let least =
             recent().filter(|past| past.foreign.is_some()).min_by_key(|past| past.foreign)?;
         let now = device.foreign()?;
+        // Small ones are not all named: one that was not there may have been as large as the smallest.
+        let smallest = least.strangers.iter().map(|one| one.bytes).min().unwrap_or_default();
         let before = |pid: u32| {
             let known = least.strangers.iter().find(|one| one.pid == pid);
-            known.map_or(Bytes::ZERO, |one| one.bytes)
+            known.map_or(if least.strangers.len() < FEW { Bytes::ZERO } else { smallest }, |one| {
+                one.bytes
+            })
         };
         let strangers = device.holders.iter().flatten().filter(|one| one.instance.is_none());
         let growth =
@@ -114,6 +125,7 @@ fn line(points: &[(f64, f64)]) -> Option<(f64, f64, f64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::GatewaySpec;
 
     fn look(at_s: u64, used_mib: u64) -> Look {
         let device = DeviceLook {
@@ -130,6 +142,7 @@ mod tests {
     /// Looks (seconds, MiB used), and how many seconds are left after the last.
     #[test]
     fn a_trend_is_told_only_where_there_is_one() {
+        let plan = Plan::nothing(GatewaySpec::default(), None);
         let every = |step: i64| move |at: u64| (at, (500 + step * at as i64).max(0) as u64);
         for (what, looks, left) in [
             ("too few", (0..4).map(every(10)).collect::<Vec<_>>(), None),
@@ -140,7 +153,7 @@ mod tests {
             ("long ago", vec![(0, 100), (1, 200), (2, 300), (3, 400), (4, 500), (300, 500)], None),
         ] {
             let mut history = History::default();
-            looks.iter().for_each(|(at, used)| history.add(&look(*at, *used)));
+            looks.iter().for_each(|(at, used)| history.add(&plan, &look(*at, *used)));
             let (at, used) = looks.last().copied().unwrap_or_default();
             let last = look(at, used);
             let found = history.ms_to_zero(&last.devices[0], last.at_ms);
@@ -150,10 +163,10 @@ mod tests {
 
     #[test]
     fn the_past_is_bounded() {
-        let mut history = History::default();
-        (0..10_000).for_each(|at| history.add(&look(at, 1)));
+        let (mut history, plan) = (History::default(), Plan::nothing(GatewaySpec::default(), None));
+        (0..10_000).for_each(|at| history.add(&plan, &look(at, 1)));
         assert_eq!(history.0.values().map(VecDeque::len).collect::<Vec<_>>(), [MOST]);
-        history.add(&Look::default());
+        history.add(&plan, &Look::default());
         assert!(history.0.is_empty());
     }
 }

@@ -84,6 +84,15 @@ impl DeviceLook {
         Some(holders.filter(|one| one.instance.as_ref() == Some(id)).map(|one| one.bytes).sum())
     }
 
+    /// What is left once berth's instances hold what is planned for them; what is free, where it isn't seen who holds
+    /// what.
+    pub fn left(&self, planned: Bytes) -> Option<Bytes> {
+        match self.own().zip(self.foreign()) {
+            Some((own, foreign)) => Some(self.total - foreign - own.max(planned)),
+            None => self.free(),
+        }
+    }
+
     /// What nobody holds.
     pub fn free(&self) -> Option<Bytes> {
         Some(self.total - self.used?)

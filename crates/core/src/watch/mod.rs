@@ -16,7 +16,7 @@ pub use alarm::{Alarm, AlarmKind, alarms};
 pub use history::History;
 pub use look::{DeviceLook, EngineLook, Holder, Look};
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use crate::plan::Plan;
 
@@ -27,7 +27,12 @@ pub struct Watch {
     /// The looks of the last minute, the newest last.
     looks: VecDeque<Look>,
     alarms: Vec<Alarm>,
+    /// When each was last seen to hold.
+    held_at: BTreeMap<(AlarmKind, String), u64>,
 }
+
+/// What comes and goes with single requests is over once it was away for so long.
+const HOLD_MS: u64 = 60_000;
 
 /// Looks that are kept whole.
 const MOST_LOOKS: usize = 90;
@@ -44,8 +49,17 @@ pub struct Changes {
 impl Watch {
     /// Takes a look in, and says what it changes.
     pub fn step(&mut self, plan: &Plan, look: Look) -> Changes {
-        self.history.add(&look);
-        let now = alarms(plan, &look, &self.history, self.last(), &self.alarms);
+        self.history.add(plan, &look);
+        let mut now = alarms(plan, &look, &self.history, self.last(), &self.alarms);
+        let key = |one: &Alarm| (one.kind, one.subject.clone());
+        self.held_at.extend(now.iter().map(|one| (key(one), look.at_ms)));
+        self.held_at.retain(|_, at_ms| *at_ms + HOLD_MS > look.at_ms);
+        for one in &self.alarms {
+            let is_away = now.iter().all(|other| key(other) != key(one));
+            if is_away && one.kind.is_of_requests() && self.held_at.contains_key(&key(one)) {
+                now.push(one.clone());
+            }
+        }
         let before = std::mem::replace(&mut self.alarms, now);
         if self.looks.len() == MOST_LOOKS {
             self.looks.pop_front();
@@ -77,7 +91,10 @@ impl Watch {
 
     /// Whether the kernel has killed for want of memory in the minute before.
     pub fn kernel_has_killed(&self, at_ms: u64) -> bool {
-        let before = |look: &&Look| look.at_ms + forensic::BEFORE_MS >= at_ms;
+        const AT_ONCE_MS: u64 = 3000;
+        let before = |look: &&Look| {
+            look.at_ms + forensic::BEFORE_MS >= at_ms && look.at_ms <= at_ms + AT_ONCE_MS
+        };
         let counts: Vec<u64> =
             self.looks.iter().filter(before).filter_map(|look| look.oom_kills).collect();
         counts.first() < counts.last()

@@ -1,6 +1,6 @@
 //! Spans of requests, for OpenTelemetry: made where berth is built with the feature `otel`, and nothing otherwise.
 //!
-//! A request's span lasts from its arrival to the last byte of its answer. Its parent is the client's `traceparent`,
+//! The span of a request that got as far as a model lasts from its arrival to the last byte of its answer. Its parent is the client's `traceparent`,
 //! and the engine is told the span as its own parent. What was asked and answered is in none.
 
 #[cfg(not(feature = "otel"))]
@@ -17,6 +17,14 @@ pub use otel::Spans;
 pub(crate) use none::Span;
 #[cfg(feature = "otel")]
 pub(crate) use otel::Span;
+
+/// Whether the environment names a collector, and doesn't forbid it.
+fn is_wanted() -> bool {
+    let says = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    let names = ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"];
+    let is_off = says("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"));
+    !is_off && names.into_iter().any(|name| says(name).is_some())
+}
 
 /// Why no spans can be sent.
 #[derive(Debug, thiserror::Error)]

@@ -44,8 +44,7 @@ impl Spans {
     /// # Errors
     /// Where what they say can't be used.
     pub fn by_environment() -> Result<Self, SpansError> {
-        let names = ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"];
-        match names.into_iter().any(|name| std::env::var_os(name).is_some()) {
+        match super::is_wanted() {
             true => Self::to(None),
             false => Ok(Self(None)),
         }
