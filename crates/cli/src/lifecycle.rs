@@ -21,6 +21,7 @@ use crate::files;
 use crate::in_flight::{self, Counted};
 use crate::output;
 use crate::publish::{Served, publish};
+use crate::webhook::Webhook;
 
 /// Between two turns of the loop.
 const TURN: Duration = Duration::from_millis(250);
@@ -155,12 +156,16 @@ pub(crate) async fn keep(controller: &mut Controller, served: Served<'_>) -> Res
 
 /// Looks at memory beside the loop for as long as the command runs, and tells what is wrong.
 pub(crate) async fn watch(dir: StateDir) {
-    let tell = |told: Told| match told {
-        Told::Changes(changes) => output::talk(&output::memory::changes(&changes)),
-        Told::Death(report) => output::talk(&output::memory::death(&report).join("\n")),
+    let webhook = Webhook::by_environment();
+    let tell = |told: Told| {
+        webhook.tell(&told);
+        match told {
+            Told::Changes(changes) => output::talk(&output::memory::changes(&changes)),
+            Told::Death(report) => output::talk(&output::memory::death(&report).join("\n")),
+        }
     };
     loop {
-        if let Err(error) = watch::watch(&dir, tell).await {
+        if let Err(error) = watch::watch(&dir, &tell).await {
             tracing::warn!(%error, "memory can't be watched; trying again");
         }
         tokio::time::sleep(WATCH_AGAIN).await;

@@ -13,6 +13,7 @@ mod lifecycle;
 mod output;
 mod prepare;
 mod publish;
+mod webhook;
 
 fn main() -> ExitCode {
     let args = args::Args::parse();
@@ -38,7 +39,7 @@ fn run(args: args::Args) -> Result<ExitCode, failure::Failure> {
         Command::Key(key) => cmd::key::run(&key),
         Command::Status(status) => cmd::status::run(&args.state, &status),
         Command::Top(top) => cmd::top::run(&args.state, &top),
-        Command::Agent(agent) => cmd::agent::run(&agent),
+        Command::Agent(agent) => cmd::agent::run(&args.state, &agent),
         Command::Down(down) => cmd::down::run(&args.state, &down),
         Command::Doctor(doctor) => cmd::doctor::run(&args.state, &doctor),
         Command::Schema => cmd::schema::run(),

@@ -2,12 +2,14 @@
 //! berth: it looks when it is asked, and never more than once a second.
 
 use std::convert::Infallible;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use berth_cluster::local;
+use berth_cluster::local::{self, StateDir};
+use berth_control::Journal;
 use berth_control::clock::now_ms;
-use berth_core::watch::Look;
+use berth_core::watch::{Alarm, Look};
 use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::header::CONTENT_TYPE;
@@ -32,7 +34,7 @@ const FRESH_MS: u64 = 1000;
 const MOST_CONNECTIONS: usize = 16;
 const METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-pub(crate) fn run(args: &AgentArgs) -> Result<ExitCode, Failure> {
+pub(crate) fn run(state: &Path, args: &AgentArgs) -> Result<ExitCode, Failure> {
     if !args.listen.ip().is_loopback() && !args.allow_remote {
         let error = anyhow::anyhow!("{} is reachable from other machines", args.listen);
         return Err(Failure::bad_spec(error).hint(
@@ -47,14 +49,14 @@ pub(crate) fn run(args: &AgentArgs) -> Result<ExitCode, Failure> {
         })?;
         output::talk(&format!("memory of this machine at http://{}/metrics", args.listen));
         tokio::select! {
-            () = serve(listener) => {}
+            () = serve(listener, Arc::new(state.to_path_buf())) => {}
             () = lifecycle::signal() => {}
         }
         Ok(ExitCode::SUCCESS)
     })
 }
 
-async fn serve(listener: TcpListener) {
+async fn serve(listener: TcpListener, state: Arc<PathBuf>) {
     let (last, room) =
         (Arc::new(Mutex::new(Look::default())), Arc::new(Semaphore::new(MOST_CONNECTIONS)));
     loop {
@@ -64,18 +66,18 @@ async fn serve(listener: TcpListener) {
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
             continue;
         };
-        let last = Arc::clone(&last);
+        let (last, state) = (Arc::clone(&last), Arc::clone(&state));
         tokio::spawn(async move {
-            connection(stream, last).await;
+            connection(stream, last, state).await;
             drop(permit);
         });
     }
 }
 
-async fn connection(stream: TcpStream, last: Arc<Mutex<Look>>) {
+async fn connection(stream: TcpStream, last: Arc<Mutex<Look>>, state: Arc<PathBuf>) {
     let service = service_fn(|request: Request<hyper::body::Incoming>| {
-        let last = Arc::clone(&last);
-        async move { Ok::<_, Infallible>(answer(request.uri().path(), &last).await) }
+        let (last, state) = (Arc::clone(&last), Arc::clone(&state));
+        async move { Ok::<_, Infallible>(answer(request.uri().path(), &last, &state).await) }
     });
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -85,9 +87,9 @@ async fn connection(stream: TcpStream, last: Arc<Mutex<Look>>) {
     }
 }
 
-async fn answer(path: &str, last: &Mutex<Look>) -> Response<Full<Bytes>> {
+async fn answer(path: &str, last: &Mutex<Look>, state: &Path) -> Response<Full<Bytes>> {
     let (status, kind, body) = match path {
-        "/metrics" => (StatusCode::OK, METRICS, page(&*look(last).await)),
+        "/metrics" => (StatusCode::OK, METRICS, page(&*look(last).await, &alarms(state))),
         "/health" => (StatusCode::OK, "text/plain", "ok\n".to_owned()),
         _ => (StatusCode::NOT_FOUND, "text/plain", "there are /metrics and /health\n".to_owned()),
     };
@@ -107,6 +109,20 @@ async fn look(last: &Mutex<Look>) -> impl std::ops::Deref<Target = Look> {
     last
 }
 
+/// What a controller with this state folder says is wrong; nothing where there is none.
+fn alarms(state: &Path) -> Vec<Alarm> {
+    const FRESH_MS: u64 = 30_000;
+    let journal = StateDir::existing(state).and_then(|dir| Journal::open(&dir.journal()).ok());
+    let after_ms = now_ms().saturating_sub(FRESH_MS);
+    journal.and_then(|journal| journal.alarms(after_ms).ok()).unwrap_or_default()
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfAlarm {
+    kind: &'static str,
+    subject: String,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfDevice {
     node: String,
@@ -124,7 +140,7 @@ struct OfHolder {
 }
 
 /// A look as Prometheus reads it. What was not seen has no line.
-fn page(look: &Look) -> String {
+fn page(look: &Look, alarms: &[Alarm]) -> String {
     let (total, used) =
         (Family::<OfDevice, Gauge>::default(), Family::<OfDevice, Gauge>::default());
     let (holders, at) = (Family::<OfHolder, Gauge>::default(), Gauge::<i64>::default());
@@ -148,11 +164,16 @@ fn page(look: &Look) -> String {
             holders.get_or_create(&labels).set(signed(holder.bytes));
         }
     }
+    let wrong = Family::<OfAlarm, Gauge>::default();
+    for Alarm { kind, subject, .. } in alarms {
+        wrong.get_or_create(&OfAlarm { kind: kind.as_str(), subject: subject.clone() }).set(1);
+    }
     at.set(i64::try_from(look.at_ms / 1000).unwrap_or(i64::MAX));
     let mut registry = Registry::default();
     registry.register("berth_device_total_bytes", "All memory of a device", total);
     registry.register("berth_device_used_bytes", "What can't be had of it, whoever holds it", used);
     registry.register("berth_holder_bytes", "What a process holds of a device", holders);
+    registry.register("berth_alarm", "What a controller here says is wrong", wrong);
     registry.register("berth_look_timestamp_seconds", "When it was seen, since 1970", at);
     let mut page = String::new();
     // Writing to memory doesn't fail.

@@ -84,7 +84,14 @@ impl Berth {
 
     /// Starts `berth up` and waits until it says that it is up.
     pub(crate) fn up(&self) -> Up {
-        let child = self.command(&["up"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        self.up_with(&[])
+    }
+
+    /// The same with more in its environment.
+    pub(crate) fn up_with(&self, more: &[(&str, &str)]) -> Up {
+        let mut command = self.command(&["up"]);
+        command.envs(more.iter().copied());
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
         let mut up = Up { child: child.unwrap(), said: String::new() };
         let mut lines = BufReader::new(up.child.stderr.take().unwrap());
         while !up.said.contains("Ctrl-C stops them") {

@@ -1,10 +1,12 @@
 //! What was predicted against what the real engine logged and the operating system counted, for
 //! flags that are not all among the measured rows.
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -123,6 +125,30 @@ fn a_stranger_is_seen() {
     berth.run(&["down"]).expect(0, &[]);
 }
 
+/// Somebody who is told by HTTP: the address, and the first message.
+fn webhook() -> (String, mpsc::Receiver<Value>) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = format!("http://{}/a-secret", listener.local_addr().unwrap());
+    let (tell, told) = mpsc::channel();
+    std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let (mut seen, mut buffer) = (Vec::new(), [0; 65_536]);
+        let message = loop {
+            let count = stream.read(&mut buffer).unwrap();
+            seen.extend_from_slice(&buffer[..count]);
+            let text = String::from_utf8_lossy(&seen);
+            let body = text.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+            if let Ok(message) = serde_json::from_str::<Value>(body) {
+                break message;
+            }
+            assert!(count > 0, "no message in {text}");
+        };
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").unwrap();
+        tell.send(message).unwrap();
+    });
+    (address, told)
+}
+
 /// An engine that a limit of its own ends is explained: the device had room. Its neighbour goes on.
 #[test]
 fn a_death_of_memory_is_explained() {
@@ -140,7 +166,8 @@ fn a_death_of_memory_is_explained() {
     let text = std::fs::read_to_string(&spec).unwrap();
     let text = text.replace(&real.display().to_string(), &wrapper.display().to_string());
     std::fs::write(&spec, text).unwrap();
-    let up = berth.up();
+    let (address, told) = webhook();
+    let up = berth.up_with(&[("BERTH_WEBHOOK", &address)]);
     let deaths = || berth.status()["deaths"].as_array().cloned().unwrap_or_default();
     wait_until("the death is reported", || !deaths().is_empty());
     let [death] = &deaths()[..] else { panic!("{:?}", deaths()) };
@@ -152,6 +179,12 @@ fn a_death_of_memory_is_explained() {
     assert!(death["proposal"].as_str().unwrap().contains("ulimit"), "{death}");
     let shown = berth.run(&["status"]).stdout;
     assert!(shown.contains("victim-0 died of memory: "), "{shown}");
+    let message = told.recv_timeout(Duration::from_secs(20)).expect("the webhook is told");
+    assert_eq!(&message["death"], death);
+    assert!(
+        message["text"].as_str().unwrap().starts_with("victim-0 died of memory: "),
+        "{message}"
+    );
     assert_eq!(berth.instance("neighbour-0")["state"], "ready");
     drop(up);
     berth.run(&["down"]).expect(0, &[]);

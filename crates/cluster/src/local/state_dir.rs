@@ -27,6 +27,12 @@ impl StateDir {
         Ok(Self { root: std::path::absolute(root)? })
     }
 
+    /// A state folder that has a journal already; none where there is none, and none is made.
+    pub fn existing(root: &Path) -> Option<Self> {
+        let found = Self { root: std::path::absolute(root).ok()? };
+        found.journal().exists().then_some(found)
+    }
+
     /// The folder itself.
     pub fn root(&self) -> &Path {
         &self.root
