@@ -100,7 +100,8 @@ pub fn spawn(
 /// Variables that an engine doesn't get: those that would change what the plan says (llama-server
 /// takes any flag from `LLAMA_ARG_...`), and secrets that it has no use for.
 fn is_withheld(name: &str) -> bool {
-    name.starts_with("LLAMA_") || matches!(name, "HF_TOKEN" | "HUGGING_FACE_HUB_TOKEN" | "BERTH_WEBHOOK")
+    name.starts_with("LLAMA_")
+        || matches!(name, "HF_TOKEN" | "HUGGING_FACE_HUB_TOKEN" | "BERTH_WEBHOOK")
 }
 
 /// The instances of this state folder that run, found in the process table.
