@@ -19,6 +19,7 @@ def rank_figures(raw, rank, gpu):
     others = gpu["base"] - IDLE
     figures = dict(weights_bytes=profiled.get("weights"), activation_peak_bytes=profiled.get("peak_activation_memory"), non_torch_bytes=profiled.get("non_torch_memory"),
                    kv_cache_bytes=profiled.get("available_kv_cache_memory_bytes"), before_snapshot_bytes=snapshot["used"] - others if snapshot else None)
+    # A start that had others beside it later: what the device gained since is not all its own.
     has_guests = "below" in raw["name"]
     for point in ("ready", "served"):
         if point in gpu:

@@ -103,7 +103,7 @@ pub async fn look(state_id: &str, plan: &Plan) -> Look {
     look
 }
 
-/// What the engines that run say; each in its own time, none longer than health checks take.
+/// What the engines that run say, all asked at once.
 async fn engines(plan: &Plan, look: &Look) -> Vec<EngineLook> {
     let runs = |id| look.devices.iter().any(|one| one.held_by(id).is_some_and(|held| held.0 > 0));
     let asking = plan.instances.iter().filter(|one| runs(&one.id)).filter_map(|one| {

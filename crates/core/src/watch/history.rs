@@ -77,7 +77,11 @@ impl History {
             return None;
         }
         let (slope, now, fit) = line(&points)?;
-        (slope < 0.0 && fit >= LEAST_FIT).then(|| (now.max(0.0) / -slope) as u64)
+        // A step that is over is no trend: the last third of the time has to fall, too.
+        let late: Vec<_> = points.iter().copied().filter(|(at, _)| *at >= first.0 / 3.0).collect();
+        let (later, ..) = line(&late)?;
+        let is_falling = slope < 0.0 && later < slope / 2.0 && fit >= LEAST_FIT;
+        is_falling.then(|| (now.max(0.0) / -slope) as u64)
     }
 
     /// What others hold of a device more than at their least in the last two minutes, and who took the most of it.
@@ -149,6 +153,7 @@ mod tests {
             ("steady", (0..60).map(every(0)).collect(), None),
             ("more is free", (0..60).map(every(-5)).collect(), None),
             ("ten a second", (0..31).map(every(10)).collect(), Some(20)),
+            ("a step", (0..60).map(|at| (at, if at < 30 { 100 } else { 900 })).collect(), None),
             ("up and down", (0..60).map(|at| (at, 500 + (at % 2) * 300)).collect(), None),
             ("long ago", vec![(0, 100), (1, 200), (2, 300), (3, 400), (4, 500), (300, 500)], None),
         ] {

@@ -233,7 +233,10 @@ impl<'a> Start<'a> {
     /// PyTorch's memory before vLLM first looks.
     pub(super) fn allocator(&self) -> Allocator {
         let mut allocator = Allocator::new(u64::MAX);
-        allocator.allocate(self.communicators.tensors());
+        let tensors = self.communicators.tensors();
+        if tensors > 0 {
+            allocator.allocate(tensors);
+        }
         allocator
     }
 

@@ -1,0 +1,7 @@
+//! Memory as it is watched: single looks, and hours of them.
+
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
+mod alarms;
+mod hours;
+mod looks;
