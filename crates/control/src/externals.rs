@@ -8,7 +8,7 @@ use tokio::net::lookup_host;
 use tokio::task::JoinHandle;
 
 /// Between two questions to the same server.
-const INTERVAL_MS: u64 = 2 * 1000;
+const INTERVAL_MS: u64 = 1000;
 /// What vLLM, llama-server and Ollama all answer once they serve.
 const PATH: &str = "/v1/models";
 
