@@ -19,6 +19,7 @@ use serde::Serialize;
 
 use crate::clock::now_ms;
 use crate::journal::{InstanceEntry, Journal, JournalError};
+use crate::watch;
 
 /// Everything that `berth status` shows.
 #[derive(Clone, Debug, Serialize)]
@@ -64,8 +65,6 @@ pub struct PastEvent {
 
 /// Events that a status shows.
 const EVENTS: u32 = 50;
-/// Alarms are noted every ten seconds: older ones are nobody's any more.
-const STALE_MS: u64 = 30_000;
 /// Deaths that a status shows.
 const DEATHS: u32 = 5;
 
@@ -217,7 +216,7 @@ pub fn read(
         events: journal.events(EVENTS)?,
         deaths: journal.deaths(DEATHS)?,
         alarms: match controller_running {
-            true => journal.alarms(now_ms().saturating_sub(STALE_MS))?,
+            true => journal.alarms(now_ms().saturating_sub(watch::STALE_MS))?,
             false => Vec::new(),
         },
         notes,

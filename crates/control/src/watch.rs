@@ -17,6 +17,8 @@ use crate::journal::{InstanceEntry, Journal, JournalError};
 const LOOK: Duration = Duration::from_secs(1);
 /// Between two samples in the ledger over time.
 const SAMPLE_MS: u64 = 10_000;
+/// Alarms are noted with each sample: older ones are nobody's any more.
+pub const STALE_MS: u64 = 3 * SAMPLE_MS;
 
 /// What is told.
 #[derive(Clone, Debug)]

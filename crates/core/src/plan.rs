@@ -264,6 +264,12 @@ impl Plan {
         Self { instances: instances.cloned().collect(), ..self.clone() }
     }
 
+    /// What it puts on a device of a node, all instances together.
+    pub fn bytes_on(&self, node: &str, device: &DeviceId) -> Bytes {
+        let here = self.devices.iter().filter(|one| one.node == node && one.device == *device);
+        here.map(|one| one.planned).sum()
+    }
+
     /// The instance with this id.
     pub fn instance(&self, id: &InstanceId) -> Option<&PlannedInstance> {
         self.instances.iter().find(|instance| instance.id == *id)

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use berth_cluster::local::{self, StateDir};
 use berth_control::Journal;
 use berth_control::clock::now_ms;
+use berth_control::watch::STALE_MS;
 use berth_core::watch::{Alarm, Look};
 use http_body_util::Full;
 use hyper::body::Bytes;
@@ -111,9 +112,8 @@ async fn look(last: &Mutex<Look>) -> impl std::ops::Deref<Target = Look> {
 
 /// What a controller with this state folder says is wrong; nothing where there is none.
 fn alarms(state: &Path) -> Vec<Alarm> {
-    const FRESH_MS: u64 = 30_000;
     let journal = StateDir::existing(state).and_then(|dir| Journal::open(&dir.journal()).ok());
-    let after_ms = now_ms().saturating_sub(FRESH_MS);
+    let after_ms = now_ms().saturating_sub(STALE_MS);
     journal.and_then(|journal| journal.alarms(after_ms).ok()).unwrap_or_default()
 }
 

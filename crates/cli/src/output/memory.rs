@@ -39,9 +39,8 @@ pub(crate) struct Device<'a> {
 impl<'a> Seen<'a> {
     pub(crate) fn new(plan: Option<&Plan>, look: &'a Look, alarms: &'a [Alarm]) -> Self {
         let device = |look: &'a DeviceLook| {
-            let planned = plan.into_iter().flat_map(|plan| &plan.devices);
-            let here = planned.filter(|one| one.node == look.node && one.device == look.device);
-            let planned: Bytes = here.map(|one| one.planned).sum();
+            let planned =
+                plan.map(|plan| plan.bytes_on(&look.node, &look.device)).unwrap_or_default();
             let signed = |bytes: Bytes| i64::try_from(bytes.0).unwrap_or(i64::MAX);
             let (own, foreign) = (look.own(), look.foreign());
             // One that outgrows its plan takes what is planned for another that has not started.

@@ -4,13 +4,12 @@ use std::collections::HashMap;
 
 use berth_core::inventory::{DeviceKind, InstanceId, RunningInstance};
 use berth_core::units::Bytes;
+use berth_core::watch::look::MOST_NAMED;
 use berth_core::watch::{DeviceLook, Holder, Look};
 
 use super::process;
 use crate::{nvml, procfs};
 
-/// Of the host's other processes the largest are named.
-const MOST_NAMED: usize = 12;
 /// Smaller ones are nobody's concern.
 const LEAST_NAMED: Bytes = Bytes(64 << 20);
 

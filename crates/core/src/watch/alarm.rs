@@ -133,10 +133,10 @@ fn of_device(
     let subject = || place(planned);
     let grown = history.foreign_growth(seen, now_ms);
     let who = grown.as_ref().and_then(|(_, growth)| growth.as_ref()).map(named);
+    let cause = who.as_ref().map_or_else(String::new, |who| format!("; {who}"));
     if let Some(foreign) = seen.foreign() {
         let room = seen.total - foreign;
         if planned.planned > room {
-            let cause = who.clone().map_or_else(String::new, |who| format!("; {who}"));
             found.push((
                 AlarmKind::NoRoom,
                 subject(),
@@ -177,7 +177,6 @@ fn of_device(
     }
     if let Some(ms) = history.ms_to_zero(seen, now_ms).filter(|ms| *ms <= SOON_MS) {
         let left = seen.left(planned.planned).unwrap_or_default();
-        let cause = who_grows(seen, history, now_ms);
         found.push((
             AlarmKind::RunsOut,
             subject(),
@@ -188,11 +187,6 @@ fn of_device(
             "find out what grows before it is full: `berth top` shows who holds what".to_owned(),
         ));
     }
-}
-
-fn who_grows(seen: &DeviceLook, history: &History, now_ms: u64) -> String {
-    let growth = history.foreign_growth(seen, now_ms).and_then(|(_, growth)| growth);
-    growth.map_or_else(String::new, |growth| format!("; {}", named(&growth)))
 }
 
 fn named(growth: &Growth) -> String {

@@ -103,11 +103,10 @@ fn tightest(
         here.filter(|(_, one)| one.free().is_some())
     };
     let (at_ms, look) = seen().min_by_key(|(_, one)| one.free())?;
-    let on_it = plan.devices.iter().filter(|one| one.node == dead.node && one.device == *device);
     Some(Tightest {
         at_ms,
         look: look.clone(),
-        planned: on_it.map(|one| one.planned).sum(),
+        planned: plan.bytes_on(&dead.node, device),
         planned_for_it: dead.bytes_on(&dead.node, device),
         most_held: seen().filter_map(|(_, one)| one.held_by(&dead.id)).max().unwrap_or_default(),
     })

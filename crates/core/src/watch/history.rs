@@ -2,13 +2,11 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::look::{DeviceLook, Holder, Look};
+use super::look::{DeviceLook, Holder, Look, MOST_NAMED};
 use crate::inventory::DeviceId;
 use crate::plan::Plan;
 use crate::units::Bytes;
 
-/// Where fewer strangers are named they are all that there are.
-const FEW: usize = 12;
 /// Looks that are kept of a device.
 const MOST: usize = 300;
 /// A trend is read from so much of the past.
@@ -52,11 +50,7 @@ impl History {
             }
             let holders = one.holders.iter().flatten();
             let strangers = holders.filter(|holder| holder.instance.is_none()).cloned().collect();
-            let planned = plan
-                .devices
-                .iter()
-                .find(|planned| planned.node == one.node && planned.device == one.device);
-            let left = one.left(planned.map(|planned| planned.planned).unwrap_or_default());
+            let left = one.left(plan.bytes_on(&one.node, &one.device));
             past.push_back(Past { at_ms: look.at_ms, left, foreign: one.foreign(), strangers });
         }
     }
@@ -65,8 +59,8 @@ impl History {
         self.0.get(&(device.node.clone(), device.device.clone())).into_iter().flatten()
     }
 
-    /// How long until nothing of a device is left beside what is planned, if it goes on as in the last two minutes; none where it isn't
-    /// going down, or where there is too little to tell.
+    /// How long until nothing of a device is left beside what is planned, if it goes on as in the last two minutes;
+    /// none where it isn't going down, or where there is too little to tell.
     pub fn ms_to_zero(&self, device: &DeviceLook, now_ms: u64) -> Option<u64> {
         let recent = self.of(device).filter(|past| past.at_ms + WINDOW_MS >= now_ms);
         let points: Vec<(f64, f64)> = recent
@@ -98,9 +92,10 @@ impl History {
         let smallest = least.strangers.iter().map(|one| one.bytes).min().unwrap_or_default();
         let before = |pid: u32| {
             let known = least.strangers.iter().find(|one| one.pid == pid);
-            known.map_or(if least.strangers.len() < FEW { Bytes::ZERO } else { smallest }, |one| {
-                one.bytes
-            })
+            known.map_or(
+                if least.strangers.len() < MOST_NAMED { Bytes::ZERO } else { smallest },
+                |one| one.bytes,
+            )
         };
         let strangers = device.holders.iter().flatten().filter(|one| one.instance.is_none());
         let growth =

@@ -5,6 +5,9 @@ use serde::{Deserialize, Serialize};
 use crate::inventory::{Device, DeviceId, DeviceKind, InstanceId, Inventory, Node};
 use crate::units::Bytes;
 
+/// Of the host's foreign processes so many are named, the largest: where there are fewer, they are all that matter.
+pub const MOST_NAMED: usize = 12;
+
 /// One look at devices and engines. What is `None` could not be seen.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Look {

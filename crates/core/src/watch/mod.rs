@@ -52,11 +52,14 @@ impl Watch {
         self.history.add(plan, &look);
         let mut now = alarms(plan, &look, &self.history, self.last(), &self.alarms);
         let key = |one: &Alarm| (one.kind, one.subject.clone());
+        let is_in = |all: &[Alarm], one: &Alarm| all.iter().any(|other| key(other) == key(one));
         self.held_at.extend(now.iter().map(|one| (key(one), look.at_ms)));
         self.held_at.retain(|_, at_ms| *at_ms + HOLD_MS > look.at_ms);
         for one in &self.alarms {
-            let is_away = now.iter().all(|other| key(other) != key(one));
-            if is_away && one.kind.is_of_requests() && self.held_at.contains_key(&key(one)) {
+            if !is_in(&now, one)
+                && one.kind.is_of_requests()
+                && self.held_at.contains_key(&key(one))
+            {
                 now.push(one.clone());
             }
         }
@@ -65,9 +68,6 @@ impl Watch {
             self.looks.pop_front();
         }
         self.looks.push_back(look);
-        let is_in = |all: &[Alarm], one: &Alarm| {
-            all.iter().any(|other| other.kind == one.kind && other.subject == one.subject)
-        };
         Changes {
             raised: self.alarms.iter().filter(|one| !is_in(&before, one)).cloned().collect(),
             over: before.into_iter().filter(|one| !is_in(&self.alarms, one)).collect(),

@@ -1,7 +1,8 @@
 //! Spans of requests, for OpenTelemetry: made where berth is built with the feature `otel`, and nothing otherwise.
 //!
-//! The span of a request that got as far as a model lasts from its arrival to the last byte of its answer. Its parent is the client's `traceparent`,
-//! and the engine is told the span as its own parent. What was asked and answered is in none.
+//! The span of a request that got as far as a model lasts from its arrival to the last byte of its answer. Its parent
+//! is the client's `traceparent`, and the engine is told the span as its own parent. What was asked and answered is in
+//! none.
 
 #[cfg(not(feature = "otel"))]
 mod none;
