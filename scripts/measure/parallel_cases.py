@@ -1,6 +1,6 @@
 """The starts behind data/vllm-parallel.jsonl: one model over several GPUs, and two models on the same ones.
 
-usage: parallel_cases.py CUDA_TOTAL_GIB PART > CASES.json      (PART: smoke, first, second, third)
+usage: parallel_cases.py CUDA_TOTAL_GIB PART > CASES.json      (PART: smoke, first … sixth)
 """
 import json
 import sys
@@ -60,6 +60,31 @@ PARTS = dict(
     third=[
         case("g4text-pp2-eager-pcie", "gemma3-4b-text", LEFT, .95, pp=2, **PCIE),
         case("qwen3-30b-tp2-eager-pcie", "qwen3-30b-a3b", LEFT, 1.8, tp=2, **PCIE),
+    ],
+    fourth=[
+        case("g27text-pp2-eager-pcie", "gemma3-27b-text", LEFT, 1.6, pp=2, **PCIE),
+        case("g27text-pp2-eager", "gemma3-27b-text", RIGHT, 1.6, pp=2),
+        case("g27text-tp2-graphs", "gemma3-27b-text", LEFT, 1.5, tp=2, **GRAPHS),
+        case("g27text-pp2-graphs", "gemma3-27b-text", RIGHT, 1.6, pp=2, **GRAPHS),
+        case("g4-tp2-eager", "gemma3-4b", LEFT, .95, tp=2),
+        case("g4text-tp2-graphs", "gemma3-4b-text", RIGHT, .95, tp=2, **GRAPHS),
+        case("llama8b-tp4-graphs", "llama31-8b", ALL, .5, tp=4, **GRAPHS),
+        case("qwen3-30b-tp4-graphs", "qwen3-30b-a3b", ALL, .95, tp=4, **GRAPHS),
+    ],
+    fifth=[
+        case("g27text-pp3-graphs", "gemma3-27b-text", THREE, 1.2, pp=3, **GRAPHS),
+        case("g4text-tp1-graphs", "gemma3-4b-text", [3], .95, **GRAPHS),
+        case("qwen3-30b-tp4-graphs", "qwen3-30b-a3b", ALL, .95, tp=4, **GRAPHS),
+        case("g27-tp2-graphs", "gemma3-27b", LEFT, 1.5, tp=2, **GRAPHS),
+        case("g27-pp2-graphs", "gemma3-27b", RIGHT, 1.6, pp=2, **GRAPHS),
+        case("g4-tp4-graphs", "gemma3-4b", ALL, .5, tp=4, **GRAPHS),
+        case("g27-tp4-graphs", "gemma3-27b", ALL, .95, tp=4, **GRAPHS),
+    ],
+    sixth=[
+        case("g27text-tp4-graphs-below-4b", "gemma3-27b-text", ALL, .80, tp=4, load=[16, 900, 8], **GRAPHS, beside=[
+            case("g4text-tp4-graphs-beside-27b", "gemma3-4b-text", ALL, .19, tp=4, load=[16, 900, 8], **GRAPHS),
+            case("g4text-tp1-graphs-beside-27b", "gemma3-4b-text", [3], .6, load=[16, 900, 8], **GRAPHS),
+        ]),
     ],
 )
 json.dump(PARTS[PART], sys.stdout, indent=1)

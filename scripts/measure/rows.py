@@ -6,7 +6,7 @@ import json
 import sys
 
 # What the driver keeps of a card that nobody uses, and what the machine's environment said.
-IDLE = 644939776
+CARD, IDLE = "NVIDIA H200", 644939776
 ENVIRONMENT = dict(NCCL_NVLS_ENABLE="0", TORCH_SYMM_MEM_DISABLE_MULTICAST="1")
 REFUSED = {"must be divisible by tensor parallel size": "heads_not_divisible"}
 
@@ -33,10 +33,13 @@ def rank_figures(raw, rank, gpu):
 
 
 def row(raw):
+    card = raw.get("card", {}).get("name", CARD)
+    if card != CARD:
+        sys.exit(f"{raw['name']} is of an {card}; what that one keeps when idle is not known here")
     logged, error = raw["logged"], next(iter(raw["errors"]), None)
     verdict = next((verdict for text, verdict in REFUSED.items() if error and text in error), "ready" if "kv_cache_tokens" in logged else None)
     others = raw["per_gpu"][0]["base"] - IDLE if raw["per_gpu"] else 0
-    gpu = dict(name="NVIDIA H200", compute_capability="9.0", nvml_total_bytes=150754820096, cuda_total_gib=139.8, idle_used_bytes=IDLE, used_by_others_bytes=others)
+    gpu = dict(name=CARD, compute_capability="9.0", nvml_total_bytes=150754820096, cuda_total_gib=139.8, idle_used_bytes=IDLE, used_by_others_bytes=others)
     measured = dict(verdict=verdict, error=error if verdict != "ready" else None)
     for key in ("kv_cache_tokens", "max_concurrency", "cuda_graphs_gib"):
         if key in logged:

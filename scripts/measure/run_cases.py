@@ -21,10 +21,12 @@ import pynvml as nvml
 HERE = Path(__file__).parent
 CASES, CONFIGS, OUT, LOGS = (Path(argument) for argument in sys.argv[1:5])
 DEADLINE = time.time() + float(sys.argv[5])
-LONGEST_EAGER, LONGEST_COMPILED = 75, 160
+# The first start of a machine compiles its kernels.
+LONGEST_EAGER, LONGEST_COMPILED = 150, 240
 VISION = ("gemma3-4b", "gemma3-12b", "gemma3-27b")
 nvml.nvmlInit()
 HANDLES = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
+CARD = dict(name=nvml.nvmlDeviceGetName(HANDLES[0]), nvml_total_bytes=nvml.nvmlDeviceGetMemoryInfo(HANDLES[0]).total)
 lock = threading.Condition()
 busy = set()
 
@@ -171,7 +173,7 @@ class Engine:
         errors = list(dict.fromkeys(re.findall(ERROR, text)))[:4]
         case = {key: self.case[key] for key in ("name", "model", "args", "gpus", "load", "env") if key in self.case}
         notes = [line.strip()[-300:] for line in text.splitlines() if "ustom allreduce" in line or "ymmetric" in line or "SymmMem" in line or "attention backend" in line][:8]
-        return dict(case, logged=logged, per_gpu=per_gpu, points=self.points, errors=errors, notes=notes)
+        return dict(case, logged=logged, per_gpu=per_gpu, points=self.points, errors=errors, notes=notes, card=CARD)
 
 
 def write(report):

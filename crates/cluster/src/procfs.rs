@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ffi::OsString;
+use std::sync::OnceLock;
 
 use berth_core::inventory::{Cpu, Device, DeviceId, DeviceKind, ProcessMemory};
 use berth_core::units::Bytes;
@@ -118,11 +119,15 @@ pub fn host(own: Bytes) -> ProcResult<Device> {
     })
 }
 
-/// This machine's processor; where it can't be read, one without extensions.
+/// This machine's processor; where it can't be read, one without extensions. Read once: the kernel asks every core
+/// for its frequency to answer.
 pub fn cpu() -> Cpu {
-    let info = procfs::CpuInfo::current().ok();
-    let flags = info.as_ref().and_then(|info| info.flags(0)).unwrap_or_default();
-    Cpu { amx: flags.contains(&"amx_int8") && flags.contains(&"amx_tile") }
+    static CPU: OnceLock<Cpu> = OnceLock::new();
+    *CPU.get_or_init(|| {
+        let info = procfs::CpuInfo::current().ok();
+        let flags = info.as_ref().and_then(|info| info.flags(0)).unwrap_or_default();
+        Cpu { amx: flags.contains(&"amx_int8") && flags.contains(&"amx_tile") }
+    })
 }
 
 /// Listening TCP ports with the socket of each.

@@ -36,7 +36,13 @@ fn check(row: &Value) -> Vec<String> {
         measured.as_f64().map_or(0.0, |measured| 100.0 * (predicted / measured - 1.0))
     };
     let tokens = relative(fit.kv_cache_tokens as f64, &measured["kv_cache_tokens"]);
-    expect("tokens, %", tokens, -0.1..=0.05);
+    let has_graphs = row["args"]["enforce_eager"] == false;
+    // Experts run on the older runner, which guesses from two graphs what all will take.
+    let guesses = has_graphs && row["model"] == "qwen3-30b-a3b";
+    expect("tokens, %", tokens, if guesses { -2.0..=0.0 } else { -0.1..=0.08 });
+    // What compiling and capturing leave in the allocator's cache is not derived.
+    let (ready, served) =
+        if has_graphs { (-0.9..=0.6, -0.9..=0.8) } else { (-0.5..=0.1, -0.5..=0.5) };
     for (rank, figures) in measured["ranks"].as_array().into_iter().flatten().enumerate() {
         let stage = &fit.stages[rank / fit.tensor_parallel as usize];
         for (key, bytes, mib) in [
@@ -51,9 +57,9 @@ fn check(row: &Value) -> Vec<String> {
             expect(&format!("rank {rank}, {key}, MiB"), off.unwrap_or(0.0), mib);
         }
         for (key, bytes, percent) in [
-            ("process_bytes_ready", stage.ready, -0.5..=0.1),
-            ("process_bytes_served", stage.served, -0.5..=0.5),
-            ("process_bytes_peak", stage.peak, -0.5..=2.5),
+            ("process_bytes_ready", stage.ready, ready.clone()),
+            ("process_bytes_served", stage.served, served.clone()),
+            ("process_bytes_peak", stage.peak, *served.start()..=2.5),
         ] {
             let off = relative(bytes.0 as f64, &figures[key]);
             expect(&format!("rank {rank}, {key}, %"), off, percent);
@@ -65,7 +71,7 @@ fn check(row: &Value) -> Vec<String> {
 #[test]
 fn rows_over_several_gpus_are_met() {
     let rows = data::rows(FILE);
-    assert_eq!(rows.len(), 27, "{FILE} has lost or gained rows");
+    assert_eq!(rows.len(), 40, "{FILE} has lost or gained rows");
     let wrong: Vec<String> = rows
         .iter()
         .flat_map(|row| check(row).into_iter().map(move |what| format!("{}: {what}", row["name"])))

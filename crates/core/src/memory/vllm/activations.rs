@@ -304,21 +304,23 @@ impl<'a> Passes<'a> {
     }
 
     /// What compiling holds at its peak. Inductor times each kernel that it might fuse, on tensors made
-    /// up for it: the first piece's are the embedding and two of the hidden states; where inputs come
-    /// as embeddings, the rotary table and what the first layer's norms and rotation read and write.
+    /// up for it: of the first piece, where tokens come as numbers, the embedding and two of the hidden
+    /// states; of every stage, the rotary table and what the first layer's norms and rotation read and
+    /// write.
     fn compiling(&self, is_first: bool) -> u64 {
         let (model, args) = (self.model, self.args);
-        let hidden = args.batched_tokens * model.hidden * args.dtype_bytes;
-        if is_first && !args.with_vision {
-            let states = if args.tensor_parallel > 1 { hidden + FLUSH } else { 2 * hidden };
-            return weights::embedding(model, args) + states;
-        }
         let table = model.rope_rows.iter().max().copied().unwrap_or(0);
         let queries = weights::rank_heads(model, args) * model.head_dim;
         let keys = weights::rank_kv_heads(model, args) * model.head_dim;
         let projected = queries + 2 * keys;
         let read_and_written = args.batched_tokens * (projected + 2 * queries + 2 * keys);
-        table * model.head_dim * args.dtype_bytes + read_and_written * args.dtype_bytes + FLUSH
+        let rotation = (table * model.head_dim + read_and_written) * args.dtype_bytes + FLUSH;
+        if !is_first || args.with_vision {
+            return rotation;
+        }
+        let hidden = args.batched_tokens * model.hidden * args.dtype_bytes;
+        let states = if args.tensor_parallel > 1 { hidden + FLUSH } else { 2 * hidden };
+        rotation.max(weights::embedding(model, args) + states)
     }
 
     /// The vision tower over the largest batch of images. Not measured.

@@ -93,6 +93,8 @@ pub enum Term {
     LinksLast,
     /// Workspaces of communicators that the profile counts.
     CommunicatorsCharged,
+    /// What is left of a capture within the profile, where ranks add up.
+    CaptureCharged,
     /// What compiling and capturing leave in the allocator's cache.
     AfterCapture,
     /// What graphs took beyond the model's figure; may be negative.

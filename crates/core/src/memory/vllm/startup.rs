@@ -246,7 +246,16 @@ impl<'a> Start<'a> {
 
     pub(super) fn non_torch(&self) -> Bytes {
         let parts = [Term::NonTorch, Term::CommunicatorsCharged];
-        parts.iter().map(|term| Bytes(self.constants.get(*term))).sum()
+        parts.iter().map(|term| Bytes(self.constants.get(*term))).sum::<Bytes>()
+            + self.capture_charged()
+    }
+
+    /// Where graphs are captured within the profile, to guess what they take.
+    pub(super) fn capture_charged(&self) -> Bytes {
+        match self.facts.charges_graphs && !self.args.eager {
+            true => Bytes(self.constants.get(Term::CaptureCharged)),
+            false => Bytes::ZERO,
+        }
     }
 
     fn free_below_requested(&self) -> Option<String> {

@@ -36,13 +36,16 @@ pub(super) fn before_cache(start: &Start<'_>, stage: &Stage<'_>) -> Footprint {
         }
     };
     let charged = Bytes(constants.get(Term::CommunicatorsCharged));
+    let captured = start.capture_charged();
     fitted("context", start.context(&stage.gpu), "total less free", Term::Context);
     let [first, further] = communicators.nccl_bytes(constants);
     fitted("communicators", first, "NCCL's first", Term::Communicators);
     fitted("further_communicators", further, "NCCL's others", Term::FurtherCommunicator);
-    let non_torch = start.non_torch() - charged;
+    let non_torch = start.non_torch() - charged - captured;
     fitted("non_torch", non_torch, "loaded between the snapshots", Term::NonTorch);
     fitted("communicators_charged", charged, "between the snapshots", Term::CommunicatorsCharged);
+    let what = "left of the capture within the profile";
+    fitted("capture_charged", captured, what, Term::CaptureCharged);
     let buffers = communicators.buffers() + table;
     if buffers > Bytes::ZERO {
         let how = "symmetric memory, and the custom all-reduce's buffers and table";
