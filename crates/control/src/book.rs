@@ -1,10 +1,11 @@
 //! What the journal says of the plan in force, in memory: read anew when another plan comes into force,
 //! written to the journal before anything is done.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use berth_core::inventory::InstanceId;
+use berth_core::inventory::{InstanceId, RunningInstance};
 use berth_core::plan::{Plan, PlannedInstance};
+use berth_core::reconcile::roll::{Seen, on_the_way};
 use berth_core::reconcile::{self, Phase, Record};
 use berth_core::spec::{External, GatewaySpec};
 use berth_engines::{Cause, Diagnosis};
@@ -24,6 +25,8 @@ pub(crate) struct Book {
     /// Whether another plan came into force since it was read.
     is_stale: bool,
     rollbacks: BTreeMap<InstanceId, PlannedInstance>,
+    /// Instances as they were last proven.
+    proven: BTreeMap<InstanceId, PlannedInstance>,
     entries: BTreeMap<InstanceId, InstanceEntry>,
 }
 
@@ -37,8 +40,9 @@ fn is_a_loop(cause: Cause, after: &Record) -> bool {
 
 impl Book {
     pub(crate) fn new(journal: Journal, events: mpsc::UnboundedSender<Event>) -> Self {
-        let (rollbacks, entries) = (BTreeMap::new(), BTreeMap::new());
-        Self { journal, events, current: None, is_stale: false, rollbacks, entries }
+        let [rollbacks, proven] = [(); 2].map(|()| BTreeMap::new());
+        let entries = BTreeMap::new();
+        Self { journal, events, current: None, is_stale: false, rollbacks, proven, entries }
     }
 
     /// Reads the plan anew where another one came into force.
@@ -48,6 +52,7 @@ impl Book {
             self.current = self.journal.current()?;
             self.is_stale = false;
             self.rollbacks = self.journal.rollbacks()?;
+            self.proven = self.journal.proven()?;
             self.entries = self.journal.instances()?;
         }
         Ok(())
@@ -145,8 +150,10 @@ impl Book {
         let Some(record) = self.record(planned) else { return Ok(()) };
         let now = now_ms();
         let again = record.failed(false, now);
-        let is_final = diagnosis.cause.is_permanent()
-            && (!record.was_ready || is_a_loop(diagnosis.cause, &again));
+        let is_on_trial = record.is_on_trial(now) && self.earlier(planned).is_some();
+        let is_final = is_on_trial
+            || diagnosis.cause.is_permanent()
+                && (!record.was_ready || is_a_loop(diagnosis.cause, &again));
         let record = if is_final { record.failed(true, now) } else { again };
         let retry_in_ms = match record.phase {
             Phase::Backoff { until_ms } => Some(until_ms.saturating_sub(now)),
@@ -156,29 +163,68 @@ impl Book {
         self.emit(&planned.id, EventKind::Failed { diagnosis, retry_in_ms })
     }
 
-    /// An instance that can't start as planned goes back to what it was when it was last ready,
-    /// where that still fits beside the others.
-    pub(crate) fn roll_back(&mut self, plan: &Plan) -> Result<(), JournalError> {
+    /// An instance that can't run as planned goes back to what it was when it was last proven, and with it those of its
+    /// deployment that have not changed yet, where that still fits beside the others.
+    pub(crate) fn roll_back(&mut self) -> Result<(), JournalError> {
         let Some(seq) = self.current.as_ref().map(|current| current.seq) else { return Ok(()) };
+        let plan = self.effective_plan();
         for planned in &plan.instances {
-            let gave_up = |record: &Record| record.phase == Phase::Failed && !record.was_ready;
-            let id = &planned.id;
-            if !self.record(planned).is_some_and(gave_up) || self.rollbacks.contains_key(id) {
-                continue;
-            }
-            let proven = self.journal.proven(id)?;
-            let Some(earlier) = proven.filter(|proven| proven.config() != planned.config()) else {
-                continue;
-            };
-            let change = BTreeMap::from([(id.clone(), earlier.clone())]);
-            if reconcile::keeps_budgets(&reconcile::with_rollbacks(plan, &change)) {
-                crash::point();
-                self.journal.set_rollback(seq, &earlier)?;
-                self.rollbacks.insert(id.clone(), earlier);
-                self.emit(id, EventKind::RolledBack)?;
+            let gave_up = self.phase(planned) == Some(Phase::Failed);
+            let Some(own) = self.earlier(planned).filter(|_| gave_up) else { continue };
+            let own = (planned.id.clone(), own.clone());
+            let siblings = plan.instances.iter().filter(|one| one.deployment == planned.deployment);
+            let all = siblings.filter_map(|one| Some((one.id.clone(), self.earlier(one)?.clone())));
+            for back in [all.collect(), BTreeMap::from([own])] {
+                if reconcile::keeps_budgets(&reconcile::with_rollbacks(&plan, &back)) {
+                    crash::point();
+                    self.journal.set_rollbacks(seq, &back)?;
+                    self.rollbacks.extend(back);
+                    self.emit(&planned.id, EventKind::RolledBack)?;
+                    break;
+                }
             }
         }
         Ok(())
+    }
+
+    /// An instance as it was last proven, where that is otherwise than it is planned.
+    fn earlier(&self, planned: &PlannedInstance) -> Option<&PlannedInstance> {
+        let proven = self.proven.get(&planned.id)?;
+        (proven.config() != planned.config()).then_some(proven)
+    }
+
+    /// Notes those that are proven as they run: at once where nothing was before, else once their trial is over.
+    pub(crate) fn note_proven(
+        &mut self,
+        plan: &Plan,
+        running: &[RunningInstance],
+    ) -> Result<(), JournalError> {
+        for planned in &plan.instances {
+            if self.proven.get(&planned.id) == Some(planned) {
+                continue;
+            }
+            let now = now_ms();
+            let is_ready = self.record(planned).is_some_and(|record| {
+                let is_on_trial = self.earlier(planned).is_some() && record.is_on_trial(now);
+                record.phase == Phase::Ready && !is_on_trial
+            });
+            if is_ready && planned.find_in(running).is_some() {
+                self.journal.set_proven(planned)?;
+                self.proven.insert(planned.id.clone(), planned.clone());
+            }
+        }
+        Ok(())
+    }
+
+    /// The plan for now, on the way to the one in force.
+    pub(crate) fn plan_for_now(
+        &self,
+        target: &Plan,
+        running: &[RunningInstance],
+        leaving: &BTreeSet<InstanceId>,
+    ) -> Plan {
+        let (proven, records, now_ms) = (&self.proven, &self.records(), now_ms());
+        on_the_way(target, Seen { proven, running, records, leaving, now_ms })
     }
 
     pub(crate) fn emit(&self, instance: &InstanceId, kind: EventKind) -> Result<(), JournalError> {

@@ -392,12 +392,19 @@ impl Journal {
     /// Where the journal can't be read.
     pub fn rollbacks(&self) -> Result<BTreeMap<InstanceId, PlannedInstance>, JournalError> {
         let sql = "SELECT id, instance FROM rollbacks WHERE seq = (SELECT max(seq) FROM plans)";
+        self.instances_of(sql)
+    }
+
+    fn instances_of(
+        &self,
+        sql: &str,
+    ) -> Result<BTreeMap<InstanceId, PlannedInstance>, JournalError> {
         let rows: Vec<(String, String)> = self.rows(sql, |row| Ok((row.get(0)?, row.get(1)?)))?;
         let read = |(id, json): (String, String)| Ok((InstanceId(id), self.read(&json)?));
         rows.into_iter().map(read).collect()
     }
 
-    /// Notes that an instance has been ready as it is.
+    /// Notes that an instance is proven as it is.
     ///
     /// # Errors
     /// Where the journal can't be written.
@@ -406,18 +413,12 @@ impl Journal {
         self.execute("INSERT OR REPLACE INTO proven VALUES (?1, ?2)", [&instance.id.0, &json])
     }
 
-    /// An instance as it was when it was last ready.
+    /// Instances as they were when they were last proven.
     ///
     /// # Errors
     /// Where the journal can't be read.
-    pub fn proven(&self, id: &InstanceId) -> Result<Option<PlannedInstance>, JournalError> {
-        let sql = "SELECT instance FROM proven WHERE id = ?1";
-        let json: Option<String> = self
-            .db
-            .query_row(sql, [&id.0], |row| row.get(0))
-            .optional()
-            .map_err(|error| self.sqlite(error))?;
-        json.map(|json| self.read(&json)).transpose()
+    pub fn proven(&self) -> Result<BTreeMap<InstanceId, PlannedInstance>, JournalError> {
+        self.instances_of("SELECT id, instance FROM proven")
     }
 
     /// The address that a gateway really listens on, and `None` once it doesn't.
@@ -443,16 +444,25 @@ impl Journal {
         Ok(text.and_then(|text| text.parse().ok()))
     }
 
-    /// Notes that an instance of plan number `seq` goes back to an earlier configuration.
+    /// Notes that instances of plan number `seq` go back to earlier configurations, all or none.
     ///
     /// # Errors
     /// Where the journal can't be written.
-    pub fn set_rollback(&self, seq: i64, earlier: &PlannedInstance) -> Result<(), JournalError> {
-        let json = self.write(earlier)?;
-        self.execute(
-            "INSERT OR REPLACE INTO rollbacks VALUES (?1, ?2, ?3)",
-            params![earlier.id.0, seq, json],
-        )
+    pub fn set_rollbacks(
+        &mut self,
+        seq: i64,
+        earlier: &BTreeMap<InstanceId, PlannedInstance>,
+    ) -> Result<(), JournalError> {
+        let json: Vec<String> =
+            earlier.values().map(|one| self.write(one)).collect::<Result<_, _>>()?;
+        let path = self.path.clone();
+        let sqlite = |source| JournalError::Sqlite { path: path.clone(), source };
+        let transaction = self.db.transaction().map_err(sqlite)?;
+        for (id, json) in earlier.keys().zip(json) {
+            let insert = "INSERT OR REPLACE INTO rollbacks VALUES (?1, ?2, ?3)";
+            transaction.execute(insert, params![id.0, seq, json]).map_err(sqlite)?;
+        }
+        transaction.commit().map_err(sqlite)
     }
 
     /// Notes what is wrong now, instead of what was.

@@ -99,13 +99,14 @@ impl LocalController {
         if std::mem::take(&mut self.is_first_turn) {
             self.recover()?;
         }
-        let plan = self.book.effective_plan();
+        let plan = self.plan_for_now();
         self.note_ends(&plan)?;
         self.note_found(&plan)?;
         self.note_ready(&plan).await?;
         self.note_lost(&plan).await?;
-        self.book.roll_back(&plan)?;
-        let plan = self.book.effective_plan();
+        self.book.note_proven(&plan, &self.running)?;
+        self.book.roll_back()?;
+        let plan = self.plan_for_now();
         for action in reconcile::next_actions(&plan, &self.running, &self.book.records(), now_ms())
         {
             match action {
@@ -114,11 +115,23 @@ impl LocalController {
             }
         }
         Ok(Turn {
-            is_settled: reconcile::is_settled(&plan, &self.running, &self.book.records()),
+            is_settled: self.is_settled(),
             instances: self.statuses(&plan),
             externals: Vec::new(),
             gateway: GatewaySpec::default(),
         })
+    }
+
+    /// The plan for this turn: some of what is to change may serve as it is for now.
+    fn plan_for_now(&self) -> Plan {
+        let leaving = self.running.iter().filter(|one| self.stops.is_leaving(&one.pid));
+        let leaving = leaving.map(|one| one.id.clone()).collect();
+        self.book.plan_for_now(&self.book.effective_plan(), &self.running, &leaving)
+    }
+
+    fn is_settled(&self) -> bool {
+        let target = self.book.effective_plan();
+        reconcile::is_settled(&target, &self.running, &self.book.records())
     }
 
     /// Looks for processes: at those that are known, and at all of them only where one is gone or
@@ -260,7 +273,6 @@ impl LocalController {
                     memory_when_ready: process::memory(&pids),
                 };
                 self.book.set(&planned.id, entry)?;
-                self.book.journal.set_proven(planned)?;
                 self.book.emit(&planned.id, EventKind::Ready { after_ms: waited })?;
             } else if waited > START_LIMIT_MS {
                 self.give_up(planned, &running, not_ready_in_time(waited))?;

@@ -2,13 +2,14 @@
 //!
 //! It works whether or not a controller runs, and after one was killed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use berth_cluster::local::{self, StateDir, lock};
 use berth_core::Digest;
 use berth_core::inventory::{DeviceKind, InstanceId, Inventory, ProcessMemory, RunningInstance};
 use berth_core::ledger::{self, Evidence, LedgerEntry};
 use berth_core::plan::{Plan, PlannedDevice, PlannedInstance};
+use berth_core::reconcile::roll::{Seen, on_the_way};
 use berth_core::reconcile::{Phase, with_rollbacks};
 use berth_core::spec::EngineKind;
 use berth_core::units::Bytes;
@@ -115,6 +116,8 @@ pub struct InstanceStatus {
     pub failures: u32,
     /// Whether it runs an earlier configuration, because the planned one failed.
     pub rolled_back: bool,
+    /// Whether it serves as it was, and is to change when its turn comes.
+    pub is_to_change: bool,
     /// Why it failed last.
     pub diagnosis: Option<Diagnosis>,
 }
@@ -169,7 +172,21 @@ pub fn read(
     let controller_running = lock::is_held(&dir.controller_lock()).unwrap_or(false);
     let plan_digest = current.as_ref().map(|journalled| journalled.plan.digest());
     let strategy = current.as_ref().and_then(|journalled| journalled.plan.strategy.clone());
-    let plan = current.map(|journalled| with_rollbacks(&journalled.plan, &rollbacks));
+    let target = current.map(|journalled| with_rollbacks(&journalled.plan, &rollbacks));
+    let (proven, running) = (journal.proven()?, &inventory.instances);
+    let records = entries.iter().map(|(id, entry)| (id.clone(), entry.record.clone())).collect();
+    let known = Seen {
+        proven: &proven,
+        running,
+        records: &records,
+        leaving: &BTreeSet::new(),
+        now_ms: now_ms(),
+    };
+    let plan = target.as_ref().map(|target| on_the_way(target, known));
+    let is_to_change = |now: &PlannedInstance| {
+        let then = target.as_ref().and_then(|target| target.instance(&now.id));
+        then.is_some_and(|then| then.config() != now.config())
+    };
     let mut instances = Vec::new();
     let mut ledger = Vec::new();
     for planned in plan.iter().flat_map(|plan| &plan.instances) {
@@ -182,6 +199,7 @@ pub fn read(
         if is_scaled && status.state == InstanceState::Planned {
             status.state = InstanceState::Spare;
         }
+        status.is_to_change = is_to_change(planned);
         instances.push(status);
         let entry = entry.filter(|entry| entry.record.config == planned.config());
         let when_ready = entry.and_then(|entry| entry.memory_when_ready);
@@ -285,6 +303,7 @@ pub(crate) fn status_of(
         doing: running.and_then(|running| running.doing.clone()),
         failures: record.map_or(0, |record| record.failures),
         rolled_back,
+        is_to_change: false,
         diagnosis: entry.and_then(|entry| entry.diagnosis.clone()),
     }
 }
@@ -314,6 +333,7 @@ fn leftovers(plan: Option<&Plan>, running: &[RunningInstance]) -> Vec<InstanceSt
         doing: None,
         failures: 0,
         rolled_back: false,
+        is_to_change: false,
         diagnosis: None,
     };
     running.iter().filter(|running| !is_planned(running)).map(leftover).collect()

@@ -80,6 +80,11 @@ impl<Key: Clone + Eq + Hash> Stops<Key> {
         step
     }
 
+    /// Whether it is to end.
+    pub(crate) fn is_leaving(&self, key: &Key) -> bool {
+        self.0.contains_key(key)
+    }
+
     /// Whether it was asked to end.
     pub(crate) fn is_asked(&self, key: &Key) -> bool {
         matches!(self.0.get(key), Some(Stage::Asked { .. } | Stage::Killed))

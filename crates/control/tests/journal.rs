@@ -100,11 +100,11 @@ fn rollbacks_end_with_their_plan() {
     let mut journal = Journal::open(&folder.path().join("berth.db")).unwrap();
     let first = plan("1", None);
     let seq = journal.commit(&first, None, 1).unwrap();
-    journal.set_rollback(seq, &instance("0")).unwrap();
+    journal.set_rollbacks(seq, &[(instance("0").id, instance("0"))].into()).unwrap();
     assert_eq!(journal.rollbacks().unwrap().len(), 1);
     journal.commit(&plan("2", Some(&first)), None, 2).unwrap();
     assert!(journal.rollbacks().unwrap().is_empty());
-    journal.set_rollback(seq, &instance("0")).unwrap();
+    journal.set_rollbacks(seq, &[(instance("0").id, instance("0"))].into()).unwrap();
     assert!(journal.rollbacks().unwrap().is_empty());
 }
 

@@ -16,12 +16,14 @@
 //! - [`placement`]: which instance goes where, and the independent checker
 //! - [`plan`], [`report`]: the answer and the reasons for it
 //! - [`reconcile`]: from plan and inventory to the next actions
+//! - [`adjust`]: when an engine gets more memory or less
 //! - [`scale`]: how many instances run, by what is asked of them
 //! - [`ledger`]: planned, reported and observed bytes side by side
 //! - [`watch`]: what memory is doing over time, and what to be warned of
 //! - [`gpu`], [`perf`]: kinds of GPU; how fast an instance is
 //! - [`units`], [`digest`]: bytes as a type, names for values
 
+pub mod adjust;
 pub mod digest;
 pub mod emit;
 pub mod gpu;

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::adjust::{AdjustSpec, Adjustment};
 use crate::digest::Digest;
 use crate::inventory::{DeviceId, InstanceId, RunningInstance};
 use crate::memory::Footprint;
@@ -32,6 +33,15 @@ pub struct Plan {
     /// Servers that somebody else runs, to which requests go too.
     #[serde(default)]
     pub external: Vec<External>,
+    /// Who adjusts it, and how far.
+    #[serde(default)]
+    pub adjust: AdjustSpec,
+    /// What it has otherwise than the spec says.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub adjustments: Vec<Adjustment>,
+    /// At least so long between two restarts on the way to it: set where nobody asked for it just now.
+    #[serde(default)]
+    pub pace_s: u64,
     /// The instances in the order in which they start.
     pub instances: Vec<PlannedInstance>,
     /// The devices with what the plan puts on them.
@@ -215,6 +225,9 @@ impl Plan {
             gateway,
             scaled,
             external: Vec::new(),
+            adjust: AdjustSpec::default(),
+            adjustments: Vec::new(),
+            pace_s: 0,
             instances,
             devices,
         }

@@ -3,6 +3,8 @@
 //! Nothing here remembers what it did before: the answer depends on the plan, the processes that
 //! were seen, the record of each instance and the time, so it may be asked again after any crash.
 
+pub mod roll;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
@@ -18,6 +20,10 @@ const MAX_FAILURES: u32 = 5;
 const STABLE_AFTER_MS: u64 = 10 * 60 * 1000;
 /// The wait after the first failure; it doubles with each further one.
 const FIRST_BACKOFF_MS: u64 = 1000;
+
+/// An engine that runs otherwise than before is on trial for so long once it is ready: it gets few requests, and goes
+/// back to what it was where it ends.
+pub const TRIAL_MS: u64 = 30 * 1000;
 
 /// What is known about an instance beyond its process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -95,7 +101,7 @@ pub enum Action {
 
 /// What to do now. Stops come first and all at once: of what the plan doesn't have, has otherwise,
 /// or what has failed and still runs; an instance starts only when nothing is
-/// stopping or starting on any of its devices, in the plan's order.
+/// stopping or starting on any of its devices and it has room beside what runs there, in the plan's order.
 pub fn next_actions(
     plan: &Plan,
     running: &[RunningInstance],
@@ -120,13 +126,36 @@ pub fn next_actions(
             busy.extend(devices(instance));
         }
     }
+    let mut there: BTreeSet<&InstanceId> = wanted.iter().map(|running| &running.id).collect();
     for instance in plan.instances.iter().filter(|instance| !is_running(&instance.id)) {
-        if may_start(instance, records, now_ms) && devices(instance).all(|d| !busy.contains(&d)) {
+        if may_start(instance, records, now_ms)
+            && devices(instance).all(|d| !busy.contains(&d))
+            && has_room(plan, instance, |id| there.contains(id))
+        {
             busy.extend(devices(instance));
+            there.insert(&instance.id);
             actions.push(Action::Start(instance.id.clone()));
         }
     }
     actions
+}
+
+/// Whether an instance keeps within its devices' budgets beside those of its plan that are there: on the way from one
+/// plan to another not all may fit together.
+fn has_room(
+    plan: &Plan,
+    instance: &PlannedInstance,
+    is_there: impl Fn(&InstanceId) -> bool,
+) -> bool {
+    let others = || plan.instances.iter().filter(|one| one.id != instance.id && is_there(&one.id));
+    devices(instance).all(|(node, device)| {
+        let bytes = |one: &PlannedInstance| one.bytes_on(node, device);
+        let of_budget = |one: &crate::plan::PlannedDevice| {
+            bytes(instance) + others().map(bytes).sum::<Bytes>() <= one.budget
+        };
+        let here = plan.devices.iter().find(|one| one.node == node && one.device == *device);
+        here.is_none_or(of_budget)
+    })
 }
 
 fn devices(instance: &PlannedInstance) -> impl Iterator<Item = (&str, &DeviceId)> {

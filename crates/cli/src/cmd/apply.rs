@@ -68,7 +68,8 @@ async fn watch(dir: &StateDir, journal: &Journal) -> Result<(), Failure> {
         let done = |state| {
             matches!(state, InstanceState::Ready | InstanceState::Failed | InstanceState::Spare)
         };
-        if status.instances.iter().all(|instance| done(instance.state)) {
+        let is_done = |one: &InstanceStatus| done(one.state) && !one.is_to_change;
+        if status.instances.iter().all(is_done) {
             return Ok(());
         }
         if !status.controller_running {
@@ -81,6 +82,6 @@ async fn watch(dir: &StateDir, journal: &Journal) -> Result<(), Failure> {
 /// 0 only where every instance runs as planned.
 pub(crate) fn outcome(instances: &[InstanceStatus]) -> ExitCode {
     let is_up = |state| matches!(state, InstanceState::Ready | InstanceState::Spare);
-    let as_planned = |i: &InstanceStatus| is_up(i.state) && !i.rolled_back;
+    let as_planned = |i: &InstanceStatus| is_up(i.state) && !i.rolled_back && !i.is_to_change;
     if instances.iter().all(as_planned) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -32,7 +32,7 @@ impl RayController {
         self.counts.retain(|deployment, _| plan.scaled.contains_key(deployment));
         for (deployment, scaled) in &plan.scaled {
             let of = || plan.instances.iter().filter(|one| one.deployment == *deployment);
-            let runs = of().filter(|one| one.find_in(running).is_some()).count() as u32;
+            let runs = of().filter(|one| is_there(one, running)).count() as u32;
             let count =
                 self.counts.entry(deployment.clone()).or_insert_with(|| Count::new(runs, scaled));
             let bounds = Count::new(count.wanted, scaled);
@@ -44,7 +44,7 @@ impl RayController {
             }
         }
         let counts = self.counts.iter().map(|(name, count)| (name.clone(), count.wanted)).collect();
-        plan.with_counts(&counts, |one| one.find_in(running).is_some())
+        plan.with_counts(&counts, |one| is_there(one, running))
     }
 
     /// Instances whose applications shall be there after this turn.
@@ -153,6 +153,11 @@ impl RayController {
         }
         Ok(())
     }
+}
+
+/// Whether an instance runs, as planned or otherwise.
+fn is_there(planned: &PlannedInstance, running: &[RunningInstance]) -> bool {
+    running.iter().any(|one| one.id == planned.id && one.config != going())
 }
 
 pub(super) fn no_memory(held: String) -> Diagnosis {

@@ -170,19 +170,20 @@ impl RayController {
         if !self.look().await? {
             // The engines serve on without the dashboard; nothing is decided on what is not seen.
             let running = running(&self.serving, &self.state_id, &self.doing);
-            let plan = self.scaled(self.book.effective_plan(), &running);
+            let (_, plan) = self.plans(&running);
             return Ok(self.outcome(&plan, false));
         }
         lease::check(&self.serving, &self.state_id, now_ms())?;
         let running = running(&self.serving, &self.state_id, &self.doing);
-        let plan = self.scaled(self.book.effective_plan(), &running);
+        let (_, plan) = self.plans(&running);
         if std::mem::take(&mut self.is_first_turn) {
             self.recover(&plan, &running)?;
         }
         self.note(&plan, &running)?;
-        self.book.roll_back(&plan)?;
+        self.book.note_proven(&plan, &running)?;
+        self.book.roll_back()?;
         let seen = plan;
-        let plan = self.scaled(self.book.effective_plan(), &running);
+        let (target, plan) = self.plans(&running);
         if self.book.is_stale() {
             // Another plan came into force meanwhile: the next turn reads it.
             return Ok(self.outcome(&seen, false));
@@ -194,9 +195,19 @@ impl RayController {
         let is_put = self.put(&plan, &decided).await?;
         let records = self.book.records();
         // What waits for its machine may wait for long.
-        let present = self.present(&plan);
+        let present = self.present(&target);
         let is_settled = !is_put && reconcile::is_settled(&present, &running, &records);
         Ok(self.outcome(&plan, is_settled))
+    }
+
+    /// The plan in force with as many instances as are called for, and the one for this turn on the way to it.
+    fn plans(&mut self, running: &[RunningInstance]) -> (Plan, Plan) {
+        let target = self.scaled(self.book.effective_plan(), running);
+        let is_leaving =
+            |one: &&RunningInstance| one.config == going() || self.stops.is_leaving(&one.id);
+        let leaving = running.iter().filter(is_leaving).map(|one| one.id.clone()).collect();
+        let now = self.book.plan_for_now(&target, running, &leaving);
+        (target, now)
     }
 
     /// Reads what Serve runs, and from time to time the nodes. False where Ray can't be asked just now.

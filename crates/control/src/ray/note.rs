@@ -83,7 +83,6 @@ impl RayController {
                 ..entry
             };
             self.book.set(&planned.id, entry)?;
-            self.book.journal.set_proven(planned)?;
             self.book.emit(&planned.id, EventKind::Ready { after_ms: waited })?;
         } else if app.status == AppStatus::DeployFailed {
             self.book.fail(planned, serve_replica::diagnose(planned.engine, &app.message))?;

@@ -55,7 +55,19 @@ pub fn plan_cluster(
     let ray = (spec.cluster.backend == Backend::Ray).then(|| spec.cluster.ray.clone());
     let gateway = spec.gateway.clone();
     let (scaled, external) = (scaled(spec, &instances), spec.external.clone());
-    let plan = Plan { parent, strategy: None, ray, gateway, scaled, external, instances, devices };
+    let plan = Plan {
+        parent,
+        strategy: None,
+        ray,
+        gateway,
+        scaled,
+        external,
+        adjust: spec.adjust,
+        adjustments: spec.adjustments.clone(),
+        pace_s: 0,
+        instances,
+        devices,
+    };
     let report = PlanReport {
         verdict,
         plan_digest: plan.digest(),

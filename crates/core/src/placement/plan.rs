@@ -82,6 +82,9 @@ pub fn plan(
         scaled: BTreeMap::new(),
         external: spec.external.clone(),
         gateway: spec.gateway.clone(),
+        adjust: spec.adjust,
+        adjustments: spec.adjustments.clone(),
+        pace_s: 0,
         instances,
         devices,
     };

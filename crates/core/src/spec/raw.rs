@@ -9,6 +9,7 @@ use toml::Spanned;
 use super::external::RawExternals;
 use super::flags::FlagValue;
 use super::gateway::RawGateway;
+use crate::adjust::AdjustSpec;
 use crate::scale::Scale;
 use crate::units::Bytes;
 
@@ -30,6 +31,10 @@ pub struct RawSpec {
     #[serde(default)]
     #[schemars(with = "BTreeMap<String, RawModel>")]
     pub models: BTreeMap<Spanned<String>, RawModel>,
+    /// Who adjusts the memory of what runs, and how far: nobody (`off`), berth with your consent (`advise`, the
+    /// default), or berth by itself (`auto`).
+    #[schemars(with = "Option<AdjustSpec>")]
+    pub adjust: Option<Spanned<AdjustSpec>>,
     /// Named changes to all of the above, to be compared, planned and applied by name.
     #[serde(default)]
     #[schemars(with = "BTreeMap<String, RawStrategy>")]

@@ -14,6 +14,7 @@ use super::raw::{
     RawStrategy, RawWritten as Written,
 };
 use super::{NodeRule, SpecError, deployment, nodes, overlay};
+use crate::adjust::{AdjustSpec, Adjustment};
 use crate::inventory::Node;
 use crate::memory::vllm::version;
 use crate::units::Bytes;
@@ -40,6 +41,10 @@ pub struct Spec {
     pub running: Vec<Running>,
     /// Servers that somebody else runs.
     pub external: Vec<External>,
+    /// Who adjusts what runs, and how far.
+    pub adjust: AdjustSpec,
+    /// Changes to flags that are in force and not in the file.
+    pub adjustments: Vec<Adjustment>,
     /// Named changes, each as a whole spec.
     pub strategies: Vec<Strategy>,
     /// The file as it was read, for further strategies to be laid over it.
@@ -153,6 +158,8 @@ fn validate(raw: RawSpec, problems: &mut Problems<'_>) -> Spec {
         deployments: Vec::new(),
         running: Vec::new(),
         external: externals(&raw.models, problems),
+        adjust: adjust(raw.adjust, problems),
+        adjustments: Vec::new(),
         strategies: Vec::new(),
         text: String::new(),
     };
@@ -163,6 +170,15 @@ fn validate(raw: RawSpec, problems: &mut Problems<'_>) -> Spec {
         strategies.map(|(name, change)| strategy(name, change, &raw.models, &spec, problems));
     spec.strategies = strategies.collect();
     spec
+}
+
+fn adjust(raw: Option<Spanned<AdjustSpec>>, problems: &mut Problems<'_>) -> AdjustSpec {
+    let Some(raw) = raw else { return AdjustSpec::default() };
+    if let Some(problem) = raw.get_ref().problem() {
+        let hint = "write adjust = { mode = \"advise\", least = 0.7, most = 0.94 }";
+        problems.add_with_hint(raw.span(), problem, hint);
+    }
+    raw.into_inner()
 }
 
 fn strategy(

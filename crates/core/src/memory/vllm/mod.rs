@@ -48,7 +48,7 @@ pub mod version;
 pub mod weights;
 
 pub use answer::{StageFit, VllmFit};
-pub use args::{EntryPoint, VllmArgs};
+pub use args::{DEFAULT_UTILIZATION, EntryPoint, VllmArgs};
 pub use calibration::{Calibration, Estimate};
 pub use device::{Card, Gpu};
 pub use startup::{CompileCache, Engine, blocks_for, fit};
