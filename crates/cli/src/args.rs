@@ -38,7 +38,7 @@ pub(crate) enum Command {
     /// What is wrong before anything is tried: with this machine, a Ray cluster, or a Serve config
     Doctor(DoctorArgs),
     /// Make the plan so, and leave it running
-    Apply(PlanArgs),
+    Apply(ApplyArgs),
     /// Bring the plan before the one in force back, or the last one of a strategy
     Rollback(RollbackArgs),
     /// Plan, apply, and serve until Ctrl-C, which stops what was started
@@ -162,6 +162,15 @@ pub(crate) struct PlanArgs {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ApplyArgs {
+    #[command(flatten)]
+    pub(crate) plan: PlanArgs,
+    /// Bring the plan into force that berth advises (`berth status` shows it)
+    #[arg(long, conflicts_with_all = ["file", "strategy"])]
+    pub(crate) advised: bool,
 }
 
 #[derive(Debug, ClapArgs)]

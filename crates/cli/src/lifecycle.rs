@@ -10,12 +10,15 @@ use berth_control::controller::{InFlight, Turn};
 use berth_control::watch::Told;
 use berth_control::{Controller, Event, InstanceState, watch};
 use berth_core::Plan;
+use berth_core::adjust::Wish;
 use berth_core::spec::{GatewaySpec, TlsFiles};
+use berth_core::watch::Look;
 use berth_gateway::spans::Spans;
 use berth_gateway::{Gateway, Settings, tls};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
+use crate::advise::{self, Came};
 use crate::failure::Failure;
 use crate::files;
 use crate::in_flight::{self, Counted};
@@ -162,6 +165,10 @@ pub(crate) async fn watch(dir: StateDir) {
         match told {
             Told::Changes(changes) => output::talk(&output::memory::changes(&changes)),
             Told::Death(report) => output::talk(&output::memory::death(&report).join("\n")),
+            Told::Wish(wish, look) => {
+                let state = dir.root().to_path_buf();
+                tokio::task::spawn_blocking(move || grant(&state, &wish, &look));
+            }
         }
     };
     loop {
@@ -169,6 +176,22 @@ pub(crate) async fn watch(dir: StateDir) {
             tracing::warn!(%error, "memory can't be watched; trying again");
         }
         tokio::time::sleep(WATCH_AGAIN).await;
+    }
+}
+
+/// Plans for what is wished, and says what came of it.
+fn grant(state: &Path, wish: &Wish, look: &Look) {
+    let which = &wish.deployment;
+    match advise::answer(state, wish, look) {
+        Ok(Came::Advised(advice)) => output::talk(&output::memory::advice(&advice)),
+        Ok(Came::Applied(advice)) => output::talk(&output::memory::applied(&advice)),
+        Ok(Came::Nothing(why)) => {
+            output::talk(&format!("{which} should be adjusted ({}), but {why}", wish.why));
+        }
+        Err(failure) => {
+            output::talk(&format!("{which} should be adjusted ({}), but:", wish.why));
+            failure.report();
+        }
     }
 }
 

@@ -287,7 +287,11 @@ pub(crate) fn status(status: &Status) -> String {
     for instance in &status.instances {
         let why = instance.diagnosis.as_ref().map(ToString::to_string);
         let why = why.or_else(|| instance.doing.clone()).unwrap_or_default();
-        let rolled_back = if instance.rolled_back { " (rolled back)" } else { "" };
+        let rolled_back = match (instance.rolled_back, instance.is_to_change) {
+            (true, _) => " (rolled back)",
+            (false, true) => " (as it was)",
+            (false, false) => "",
+        };
         rows.push(row([
             &instance.id.to_string(),
             &instance.model,
@@ -308,6 +312,7 @@ pub(crate) fn status(status: &Status) -> String {
     }
     out.extend(status.deaths.iter().flat_map(memory::death));
     out.extend(memory::alarms(&status.alarms));
+    out.extend(status.advice.as_ref().map(memory::advice));
     out.extend(status.notes.iter().map(|note| format!("note: {note}")));
     out.join("\n")
 }
@@ -358,6 +363,9 @@ pub(crate) fn changes(plan: &Plan, before: Option<&Plan>) -> String {
         Change::Stop => Some(format!("- {id} stops on {}", place(id))),
     };
     let mut lines: Vec<String> = changes.iter().filter_map(line).collect();
+    lines.extend(
+        plan.adjustments.iter().map(|one| format!("  adjusted, and not in the spec: {one}")),
+    );
     match (lines.len(), stay) {
         (0, _) => lines.push("nothing changes".to_owned()),
         (_, 0) => {}

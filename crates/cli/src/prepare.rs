@@ -7,6 +7,7 @@ use std::path::Path;
 
 use berth_cluster::local::{self, StateDir};
 use berth_control::Journal;
+use berth_core::adjust::Adjustment;
 use berth_core::memory::vllm::{Calibration, Engine};
 use berth_core::model::known;
 use berth_core::perf::Speeds;
@@ -90,14 +91,42 @@ pub(crate) fn base(file: &Path) -> &Path {
     parent.unwrap_or(Path::new("."))
 }
 
-/// Plans a spec on this machine, beside what runs; `listen` takes the place of the spec's address.
+/// Plans a spec on this machine, beside what runs; `listen` takes the place of the spec's address. Adjustments that are
+/// in force stay, as long as the spec says what it said.
 pub(crate) fn plan(
     state: &Path,
     args: &PlanArgs,
     listen: Option<SocketAddr>,
     journal: &Journal,
 ) -> Result<Planned, Failure> {
-    let mut spec = chosen(state, args, spec(&args.file)?)?;
+    plan_adjusted(state, args, listen, journal, &adjustments(journal)?)
+}
+
+/// The adjustments in force, without those that could not start.
+fn adjustments(journal: &Journal) -> Result<Vec<Adjustment>, Failure> {
+    let Some(current) = journal.current()?.map(|journalled| journalled.plan) else {
+        return Ok(Vec::new());
+    };
+    let rollbacks = journal.rollbacks()?;
+    let went_back: Vec<&str> = rollbacks.values().map(|one| one.deployment.as_str()).collect();
+    let is_in_force = |one: &Adjustment| !went_back.contains(&one.deployment.as_str());
+    Ok(current.adjustments.into_iter().filter(is_in_force).collect())
+}
+
+/// The spec as it is written, with the strategy that is asked for.
+pub(crate) fn written(state: &Path, args: &PlanArgs) -> Result<Spec, Failure> {
+    chosen(state, args, spec(&args.file)?)
+}
+
+/// Plans a spec with adjustments laid over it.
+pub(crate) fn plan_adjusted(
+    state: &Path,
+    args: &PlanArgs,
+    listen: Option<SocketAddr>,
+    journal: &Journal,
+    adjustments: &[Adjustment],
+) -> Result<Planned, Failure> {
+    let mut spec = written(state, args)?.adjusted(adjustments);
     let current = journal.current()?.map(|journalled| journalled.plan);
     // A rehearsal's state is for its emulated machines, whatever the spec says.
     let rehearsal =

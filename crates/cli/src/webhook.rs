@@ -42,6 +42,8 @@ impl Webhook {
             Told::Death(report) => {
                 json!({ "text": memory::death(report).join("\n"), "death": report })
             }
+            // What comes of it is told by whoever plans.
+            Told::Wish(..) => return,
         };
         if tell.try_send(message).is_err() {
             tracing::warn!("the webhook doesn't keep up; a message is lost");

@@ -3,6 +3,10 @@
 //! One SQLite file in WAL mode with full synchronisation: a transaction that returned is there
 //! after kill -9 and after a power cut. Several processes may read and write; the newest plan is
 //! the one in force.
+//!
+//! - `watched`: what was seen of memory, what is wrong, and what is advised
+
+mod watched;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -14,9 +18,6 @@ use berth_core::ledger::Reported;
 use berth_core::plan::{Plan, PlannedInstance};
 use berth_core::reconcile::Record;
 use berth_core::report::PlanReport;
-use berth_core::units::Bytes;
-use berth_core::watch::forensic::Report;
-use berth_core::watch::{Alarm, DeviceLook, Look};
 use berth_engines::Diagnosis;
 use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
 use serde::Serialize;
@@ -25,16 +26,14 @@ use serde::de::DeserializeOwned;
 use crate::crash;
 use crate::status::PastEvent;
 
+pub use watched::{Advice, Asked};
+
 /// The layout of the tables; a file with a later one is refused.
 const VERSION: i64 = 2;
 /// Events that are kept.
 const MAX_EVENTS: i64 = 10_000;
 /// Plans that are kept.
 const MAX_PLANS: i64 = 100;
-/// Samples that are kept: of sixty devices, every ten seconds, half a day.
-const MAX_SAMPLES: i64 = 250_000;
-/// Reports of deaths that are kept.
-const MAX_DEATHS: i64 = 100;
 
 const SCHEMA: &str = "
     CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -421,6 +420,21 @@ impl Journal {
         self.instances_of("SELECT id, instance FROM proven")
     }
 
+    fn set_meta<T: Serialize>(&self, key: &str, value: &T) -> Result<(), JournalError> {
+        let json = self.write(value)?;
+        self.execute("INSERT OR REPLACE INTO meta VALUES (?1, ?2)", [key, &json])
+    }
+
+    fn meta<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, JournalError> {
+        let sql = "SELECT value FROM meta WHERE key = ?1";
+        let json: Option<String> = self
+            .db
+            .query_row(sql, [key], |row| row.get(0))
+            .optional()
+            .map_err(|error| self.sqlite(error))?;
+        json.map(|json| self.read(&json)).transpose()
+    }
+
     /// The address that a gateway really listens on, and `None` once it doesn't.
     ///
     /// # Errors
@@ -463,95 +477,6 @@ impl Journal {
             transaction.execute(insert, params![id.0, seq, json]).map_err(sqlite)?;
         }
         transaction.commit().map_err(sqlite)
-    }
-
-    /// Notes what is wrong now, instead of what was.
-    ///
-    /// # Errors
-    /// Where the journal can't be written.
-    pub fn set_alarms(&mut self, alarms: &[Alarm], now_ms: u64) -> Result<(), JournalError> {
-        let json = self.write(&alarms)?;
-        let path = self.path.clone();
-        let sqlite = |source| JournalError::Sqlite { path: path.clone(), source };
-        let transaction = self.db.transaction().map_err(sqlite)?;
-        transaction.execute("DELETE FROM alarms", []).map_err(sqlite)?;
-        let insert = "INSERT INTO alarms (at_ms, alarms) VALUES (?1, ?2)";
-        transaction.execute(insert, params![now_ms as i64, json]).map_err(sqlite)?;
-        transaction.commit().map_err(sqlite)
-    }
-
-    /// What was wrong at the last look, if that was after a time.
-    ///
-    /// # Errors
-    /// Where the journal can't be read.
-    pub fn alarms(&self, after_ms: u64) -> Result<Vec<Alarm>, JournalError> {
-        let sql = format!("SELECT alarms FROM alarms WHERE at_ms > {after_ms}");
-        let rows: Vec<String> = self.rows(&sql, |row| row.get(0))?;
-        rows.last().map_or_else(|| Ok(Vec::new()), |json| self.read(json))
-    }
-
-    /// Keeps the report of a death; says whether it is new.
-    ///
-    /// # Errors
-    /// Where the journal can't be written.
-    pub fn keep_death(&self, report: &Report) -> Result<bool, JournalError> {
-        let json = self.write(report)?;
-        let insert = "INSERT OR IGNORE INTO deaths (instance, at_ms, report) VALUES (?1, ?2, ?3)";
-        let new = self
-            .db
-            .execute(insert, params![report.instance.0, report.at_ms as i64, json])
-            .map_err(|error| self.sqlite(error))?;
-        let bound = "DELETE FROM deaths WHERE seq <= (SELECT max(seq) FROM deaths) - ?1";
-        self.execute(bound, [MAX_DEATHS])?;
-        Ok(new > 0)
-    }
-
-    /// The newest deaths, the newest last.
-    ///
-    /// # Errors
-    /// Where the journal can't be read.
-    pub fn deaths(&self, count: u32) -> Result<Vec<Report>, JournalError> {
-        let sql = format!("SELECT report FROM deaths ORDER BY seq DESC LIMIT {count}");
-        let rows: Vec<String> = self.rows(&sql, |row| row.get(0))?;
-        rows.iter().rev().map(|json| self.read(json)).collect()
-    }
-
-    /// Appends what devices held at a look to the ledger over time, and lets go of what is too old.
-    ///
-    /// # Errors
-    /// Where the journal can't be written.
-    pub fn sample(&mut self, look: &Look, plan: &Plan) -> Result<(), JournalError> {
-        let path = self.path.clone();
-        let sqlite = |source| JournalError::Sqlite { path: path.clone(), source };
-        let transaction = self.db.transaction().map_err(sqlite)?;
-        let signed = |bytes: Bytes| i64::try_from(bytes.0).unwrap_or(i64::MAX);
-        for planned in &plan.devices {
-            let seen = look.device(&planned.node, &planned.device);
-            let (used, own) = (seen.and_then(|one| one.used), seen.and_then(DeviceLook::own));
-            let insert = "INSERT INTO samples (at_ms, node, device, planned, used, own) \
-                          VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
-            let row = params![
-                look.at_ms as i64,
-                planned.node,
-                planned.device.0,
-                signed(planned.planned),
-                used.map(signed),
-                own.map(signed)
-            ];
-            transaction.execute(insert, row).map_err(sqlite)?;
-        }
-        let bound = "DELETE FROM samples WHERE seq <= (SELECT max(seq) FROM samples) - ?1";
-        transaction.execute(bound, [MAX_SAMPLES]).map_err(sqlite)?;
-        transaction.commit().map_err(sqlite)
-    }
-
-    /// The samples that there are.
-    ///
-    /// # Errors
-    /// Where the journal can't be read.
-    pub fn samples(&self) -> Result<u64, JournalError> {
-        let count: Vec<i64> = self.rows("SELECT count(*) FROM samples", |row| row.get(0))?;
-        Ok(count.first().copied().unwrap_or(0).unsigned_abs())
     }
 
     /// Appends to the history.

@@ -19,7 +19,7 @@ use berth_engines::Diagnosis;
 use serde::Serialize;
 
 use crate::clock::now_ms;
-use crate::journal::{InstanceEntry, Journal, JournalError};
+use crate::journal::{Advice, InstanceEntry, Journal, JournalError};
 use crate::watch;
 
 /// Everything that `berth status` shows.
@@ -47,6 +47,8 @@ pub struct Status {
     pub events: Vec<PastEvent>,
     /// What is wrong with memory, while a controller runs.
     pub alarms: Vec<Alarm>,
+    /// What berth would change.
+    pub advice: Option<Advice>,
     /// Engines that died of memory, and why, the newest last.
     pub deaths: Vec<Report>,
     /// What could not be observed.
@@ -232,6 +234,7 @@ pub fn read(
         instances,
         ledger,
         events: journal.events(EVENTS)?,
+        advice: journal.advice()?,
         deaths: journal.deaths(DEATHS)?,
         alarms: match controller_running {
             true => journal.alarms(now_ms().saturating_sub(watch::STALE_MS))?,

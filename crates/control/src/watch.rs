@@ -1,9 +1,12 @@
-//! Looks at this machine's memory beside the loop, and journals what was seen and what is wrong.
+//! Looks at memory beside the loop, journals what was seen and what is wrong, and says what should change.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use berth_cluster::local::{self, StateDir};
+use berth_core::adjust::law::FREEZE_MS;
+use berth_core::adjust::{Freeze, Law, Mode, Wish};
+use berth_core::inventory::InstanceId;
 use berth_core::plan::Plan;
 use berth_core::reconcile::Phase;
 use berth_core::watch::forensic::{self, Report};
@@ -27,6 +30,8 @@ pub enum Told {
     Changes(Changes),
     /// An engine has died of memory.
     Death(Box<Report>),
+    /// A deployment should have more memory or less, as things were at a look.
+    Wish(Wish, Box<Look>),
 }
 
 /// Looks for as long as it is let, and tells what changes.
@@ -37,6 +42,7 @@ pub async fn watch(dir: &StateDir, tell: impl Fn(Told)) -> Result<(), JournalErr
     let mut journal = Journal::open(&dir.journal())?;
     let state_id = journal.state_id()?;
     let (mut watch, mut sampled_ms, mut seq, mut plan) = (Watch::default(), 0, None, None);
+    let mut law = Law::default();
     let mut seen_seq = None;
     loop {
         let now = journal.current_seq()?;
@@ -57,11 +63,24 @@ pub async fn watch(dir: &StateDir, tell: impl Fn(Told)) -> Result<(), JournalErr
                 sampled_ms = look.at_ms;
                 journal.sample(&look, plan)?;
             }
-            let changes = watch.step(plan, look);
+            let changes = watch.step(plan, look.clone());
+            let mut frozen = journal.frozen()?;
+            let mut wish = None;
             for report in deaths(&journal, plan, &watch)? {
                 if journal.keep_death(&report)? {
+                    freeze(&journal, &mut frozen, plan, &report.instance, look.at_ms)?;
+                    wish = law.died(plan, &report.instance, look.at_ms);
                     tell(Told::Death(Box::new(report)));
                 }
+            }
+            if !plan.adjustments.is_empty() {
+                for id in journal.rollbacks()?.keys() {
+                    freeze(&journal, &mut frozen, plan, id, look.at_ms)?;
+                }
+            }
+            let wish = law.step(plan, &look, watch.alarms(), &frozen).or(wish);
+            if let Some(wish) = wish.filter(|_| plan.adjust.mode > Mode::Off) {
+                tell(Told::Wish(wish, Box::new(look)));
             }
             if changes != Changes::default() {
                 tell(Told::Changes(changes.clone()));
@@ -72,6 +91,25 @@ pub async fn watch(dir: &StateDir, tell: impl Fn(Told)) -> Result<(), JournalErr
         }
         tokio::time::sleep(LOOK).await;
     }
+}
+
+/// An instance's deployment gets no more memory for a day from now; a freeze that is on goes on as it was.
+fn freeze(
+    journal: &Journal,
+    frozen: &mut Vec<Freeze>,
+    plan: &Plan,
+    id: &InstanceId,
+    now_ms: u64,
+) -> Result<(), JournalError> {
+    let Some(deployment) = plan.instance(id).map(|one| one.deployment.clone()) else {
+        return Ok(());
+    };
+    frozen.retain(|one| one.until_ms > now_ms);
+    if frozen.iter().any(|one| one.deployment == deployment) {
+        return Ok(());
+    }
+    frozen.push(Freeze { deployment, until_ms: now_ms + FREEZE_MS });
+    journal.set_frozen(frozen)
 }
 
 /// Reports on engines that have died of memory within what is remembered.

@@ -9,14 +9,18 @@ use berth_control::clock::now_ms;
 use berth_control::{InstanceState, InstanceStatus, Journal, Status};
 use berth_core::report::PlanVerdict;
 
-use super::{plan, status};
-use crate::args::PlanArgs;
-use crate::failure::Failure;
-use crate::{lifecycle, output, prepare};
+use super::{plan, rollback, status};
+use crate::args::ApplyArgs;
+use crate::failure::{DOES_NOT_FIT, Failure};
+use crate::{advise, lifecycle, output, prepare};
 
-pub(crate) fn run(state: &Path, args: &PlanArgs) -> Result<ExitCode, Failure> {
+pub(crate) fn run(state: &Path, args: &ApplyArgs) -> Result<ExitCode, Failure> {
     let dir = prepare::state_dir(state)?;
     let mut journal = Journal::open(&dir.journal())?;
+    if args.advised {
+        return advised(&dir, journal, args.plan.json);
+    }
+    let args = &args.plan;
     let planned = prepare::plan(state, args, None, &journal)?;
     if planned.report.verdict == PlanVerdict::Impossible {
         plan::show(&planned, args.json)?;
@@ -25,7 +29,25 @@ pub(crate) fn run(state: &Path, args: &PlanArgs) -> Result<ExitCode, Failure> {
     let before = journal.current()?.map(|journalled| journalled.plan);
     output::talk(&output::changes(&planned.plan, before.as_ref()));
     journal.commit(&planned.plan, Some(&planned.report), now_ms())?;
+    journal.set_asked(&advise::asked(args)?)?;
     finish(&dir, &journal, args.json)
+}
+
+/// Brings into force what berth advises, if it still fits.
+fn advised(dir: &StateDir, mut journal: Journal, is_json: bool) -> Result<ExitCode, Failure> {
+    let Some(advice) = journal.advice()? else {
+        return Err(Failure::new(anyhow::anyhow!("nothing is advised for the plan in force"))
+            .hint("`berth status` shows what is, while `berth up` or `berth serve` runs"));
+    };
+    if let Some(message) = rollback::taken_since(&advice.plan, &prepare::inventory(&journal)?) {
+        output::talk(&format!("error: what is advised does not fit any more: {message}"));
+        output::talk("hint: free it, or wait: berth looks again");
+        return Ok(ExitCode::from(DOES_NOT_FIT));
+    }
+    let before = journal.current()?.map(|journalled| journalled.plan);
+    output::talk(&output::changes(&advice.plan, before.as_ref()));
+    journal.commit(&advice.plan, None, now_ms())?;
+    finish(dir, &journal, is_json)
 }
 
 /// Sees the plan in force through, and shows what came of it.

@@ -18,7 +18,7 @@ use super::{plan, serve, up};
 use crate::args::UpArgs;
 use crate::failure::Failure;
 use crate::prepare::{self, Planning};
-use crate::{lifecycle, output};
+use crate::{advise, lifecycle, output};
 
 pub(crate) fn run(state: &Path, args: &UpArgs) -> Result<ExitCode, Failure> {
     // What is real keeps its own folder, and every rehearsal begins anew.
@@ -49,7 +49,8 @@ pub(crate) fn run(state: &Path, args: &UpArgs) -> Result<ExitCode, Failure> {
     let before = journal.current()?.map(|journalled| journalled.plan);
     output::talk(&output::changes(&planned.plan, before.as_ref()));
     help(&cluster, &dir, &planning.spec);
-    runtime.block_on(up::up(&dir, &planned))
+    let asked = advise::asked(&args.plan)?;
+    runtime.block_on(up::up(&dir, &planned, &asked))
 }
 
 fn setup(planning: &Planning, speedup: f64) -> Setup {

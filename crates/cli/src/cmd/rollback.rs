@@ -38,7 +38,7 @@ pub(crate) fn run(state: &Path, args: &RollbackArgs) -> Result<ExitCode, Failure
 }
 
 /// What of the plan somebody else has taken since: a port, or memory that it counts on.
-fn taken_since(plan: &Plan, inventory: &Inventory) -> Option<String> {
+pub(super) fn taken_since(plan: &Plan, inventory: &Inventory) -> Option<String> {
     let ports = inventory.nodes.iter().flat_map(|node| &node.ports_taken);
     let ports: Vec<u16> = ports.copied().collect();
     if let Some(one) = plan.instances.iter().find(|one| ports.contains(&one.port)) {

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use berth_cluster::local::StateDir;
 use berth_control::clock::now_ms;
+use berth_control::journal::Asked;
 use berth_control::{Controller, InstanceState, Journal, JournalError, Patience};
 use berth_core::placement::Planned;
 use berth_core::report::PlanVerdict;
@@ -14,7 +15,7 @@ use crate::args::UpArgs;
 use crate::failure::Failure;
 use crate::lifecycle::{self, DRAIN_LIMIT};
 use crate::publish::Served;
-use crate::{output, prepare};
+use crate::{advise, output, prepare};
 
 pub(crate) fn run(state: &Path, args: &UpArgs) -> Result<ExitCode, Failure> {
     if args.emulate {
@@ -26,16 +27,22 @@ pub(crate) fn run(state: &Path, args: &UpArgs) -> Result<ExitCode, Failure> {
     if planned.report.verdict == PlanVerdict::Impossible {
         return Ok(plan::exit_code(&planned));
     }
-    lifecycle::runtime()?.block_on(up(&dir, &planned))
+    let asked = advise::asked(&args.plan)?;
+    lifecycle::runtime()?.block_on(up(&dir, &planned, &asked))
 }
 
-pub(super) async fn up(dir: &StateDir, planned: &Planned) -> Result<ExitCode, Failure> {
+pub(super) async fn up(
+    dir: &StateDir,
+    planned: &Planned,
+    asked: &Asked,
+) -> Result<ExitCode, Failure> {
     let spec = &planned.plan.gateway;
     let gateway = lifecycle::gateway(spec)?;
     let mut controller = lifecycle::controller(dir, Some(&planned.plan), Some(&gateway))?
         .ok_or_else(serve::taken)?;
     let listener = lifecycle::bind(planned.plan.gateway.listen).await?;
     controller.journal_mut().commit(&planned.plan, Some(&planned.report), now_ms())?;
+    controller.journal_mut().set_asked(asked)?;
     controller.journal_mut().set_gateway(Some(planned.plan.gateway.listen))?;
     output::talk(&format!("\ngateway at {}", lifecycle::url(spec)));
 

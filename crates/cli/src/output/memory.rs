@@ -1,5 +1,6 @@
 //! Memory as bars, at eighty columns: what `berth top` shows.
 
+use berth_control::journal::Advice;
 use berth_core::plan::{Plan, PlannedInstance};
 use berth_core::units::Bytes;
 use berth_core::watch::forensic::Report;
@@ -158,4 +159,23 @@ pub(crate) fn changes(changes: &Changes) -> String {
     let over =
         changes.over.iter().map(|one| format!("over: {}: {}", one.subject, one.kind.as_str()));
     raised.chain(over).collect::<Vec<_>>().join("\n")
+}
+
+/// What berth advises, and how to have it.
+pub(crate) fn advice(advice: &Advice) -> String {
+    let mut lines: Vec<String> = reasons(advice).map(|line| format!("advice: {line}")).collect();
+    lines.push(
+        "  hint: `berth apply --advised` does it, one instance of a model at a time".to_owned(),
+    );
+    lines.join("\n")
+}
+
+/// What berth changes by itself.
+pub(crate) fn applied(advice: &Advice) -> String {
+    let lines: Vec<String> = reasons(advice).map(|line| format!("adjusting: {line}")).collect();
+    lines.join("\n")
+}
+
+fn reasons(advice: &Advice) -> impl Iterator<Item = String> {
+    advice.changes.iter().map(|one| format!("{one}: {}", one.why))
 }

@@ -75,6 +75,8 @@ pub struct Freeze {
 #[derive(Clone, Debug, Default)]
 pub struct Law {
     past: BTreeMap<InstanceId, VecDeque<Sample>>,
+    /// When each deployment was last wished something for.
+    wished_ms: BTreeMap<String, u64>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -101,10 +103,31 @@ impl Law {
             self.add(engine, look.at_ms);
         }
         let now_ms = look.at_ms;
-        if !is_due(&plan.adjustments, PACE_S * 1000, now_ms) {
+        let wish = crowded(plan, alarms, now_ms).or_else(|| self.pressed(plan, frozen, now_ms));
+        wish.and_then(|wish| self.granted(plan, wish, now_ms))
+    }
+
+    /// What should change after an engine has died of memory.
+    pub fn died(&mut self, plan: &Plan, dead: &InstanceId, now_ms: u64) -> Option<Wish> {
+        let wish = Wish {
+            deployment: plan.instance(dead)?.deployment.clone(),
+            direction: Direction::Less,
+            why: format!("{dead} died of memory"),
+            givers: Vec::new(),
+        };
+        self.granted(plan, wish, now_ms)
+    }
+
+    /// A wish, unless the cluster was changed just now, or the same was wished.
+    fn granted(&mut self, plan: &Plan, wish: Wish, now_ms: u64) -> Option<Wish> {
+        let pace_ms = PACE_S * 1000;
+        let last_ms = self.wished_ms.get(&wish.deployment).copied();
+        let is_told = last_ms.is_some_and(|last_ms| last_ms.saturating_add(pace_ms) > now_ms);
+        if is_told || !is_due(&plan.adjustments, pace_ms, now_ms) {
             return None;
         }
-        crowded(plan, alarms, now_ms).or_else(|| self.pressed(plan, frozen, now_ms))
+        self.wished_ms.insert(wish.deployment.clone(), now_ms);
+        Some(wish)
     }
 
     fn add(&mut self, engine: &EngineLook, at_ms: u64) {
@@ -144,7 +167,9 @@ impl Law {
         };
         for instance in &plan.instances {
             let deployment = &instance.deployment;
-            if is_frozen(deployment) || !has_cooled(plan, deployment, now_ms) {
+            let is_pressed =
+                self.past.get(&instance.id).and_then(VecDeque::back).is_some_and(is_full);
+            if !is_pressed || is_frozen(deployment) || !has_cooled(plan, deployment, now_ms) {
                 continue;
             }
             let samples = self.over(&instance.id, PRESSED_MS, now_ms);
@@ -179,6 +204,11 @@ impl Law {
         };
         near.into_iter().filter(can_give).map(str::to_owned).collect()
     }
+}
+
+/// Whether there was too little at one time.
+fn is_full(sample: &Sample) -> bool {
+    sample.put_off > 0 || sample.waiting > 0
 }
 
 /// What has been wrong over ten minutes, in words.
@@ -228,6 +258,25 @@ fn crowded(plan: &Plan, alarms: &[Alarm], now_ms: u64) -> Option<Wish> {
             givers: Vec::new(),
         })
     })
+}
+
+/// Whether a deployment's instances can be away one after the other: nothing is asked of them, or the others have room
+/// for what each has, and a tenth more.
+pub fn can_do_without(plan: &Plan, deployment: &str, look: &Look) -> bool {
+    let of = |one: &&PlannedInstance| one.deployment == deployment;
+    let Some(model) = plan.instances.iter().find(of).map(|one| &one.model) else { return true };
+    let seen = |id: &InstanceId| look.engines.iter().find(|one| one.instance == *id);
+    let all: Vec<_> = plan.instances.iter().filter(|one| one.model == *model).collect();
+    let engines: Option<Vec<&EngineLook>> = all.iter().map(|one| seen(&one.id)).collect();
+    // What isn't seen may be busy.
+    let Some(engines) = engines else { return false };
+    let asked = |one: &&EngineLook| Some(one.running? + one.waiting?);
+    if engines.iter().all(|one| asked(one) == Some(0)) {
+        return true;
+    }
+    let usage: Option<f64> = engines.iter().map(|one| one.kv_cache_usage).sum();
+    let others = engines.len().saturating_sub(1) as f64;
+    usage.is_some_and(|usage| usage * 1.1 <= others)
 }
 
 /// Whether a deployment's last change is long enough ago.

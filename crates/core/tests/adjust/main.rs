@@ -4,5 +4,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
+#[path = "../common/chance.rs"]
 mod chance;
+mod days;
 mod rolls;
+mod wishes;

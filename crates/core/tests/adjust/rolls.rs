@@ -20,7 +20,12 @@ const STEP_MS: u64 = 5000;
 /// A roll that isn't over by then hangs.
 const LONGEST_STEPS: u64 = 3000;
 
-fn planned(id: String, model: &str, version: u64, shares: &[(usize, u64)]) -> PlannedInstance {
+pub(crate) fn planned(
+    id: String,
+    model: &str,
+    version: u64,
+    shares: &[(usize, u64)],
+) -> PlannedInstance {
     let share = |(gpu, bytes): &(usize, u64)| {
         let mut footprint = Footprint::default();
         footprint.exact("weights", Bytes(*bytes), String::new());

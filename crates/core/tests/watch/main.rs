@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 mod alarms;
-#[path = "../adjust/chance.rs"]
+#[path = "../common/chance.rs"]
 mod chance;
 mod hours;
 mod looks;

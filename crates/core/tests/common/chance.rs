@@ -1,5 +1,7 @@
 //! Numbers without an end, the same for the same seed (SplitMix64: Steele, Lea and Flood 2014).
 
+#![allow(dead_code, reason = "not every test needs all of it")]
+
 pub(crate) struct Chance(pub(crate) u64);
 
 impl Chance {
@@ -9,6 +11,11 @@ impl Chance {
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         (mixed ^ (mixed >> 31)) % end
+    }
+
+    /// Between two numbers.
+    pub(crate) fn within(&mut self, low: f64, high: f64) -> f64 {
+        low + (high - low) * self.below(1 << 53) as f64 / (1_u64 << 53) as f64
     }
 
     /// Whether something happens that does so in so many of a hundred cases.

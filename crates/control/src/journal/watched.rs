@@ -1,0 +1,183 @@
+//! What was seen of memory over time, what is wrong with it, and what is advised.
+
+use std::path::PathBuf;
+
+use berth_core::Digest;
+use berth_core::adjust::{Adjustment, Freeze};
+use berth_core::plan::Plan;
+use berth_core::units::Bytes;
+use berth_core::watch::forensic::Report;
+use berth_core::watch::{Alarm, DeviceLook, Look};
+use rusqlite::params;
+use serde::{Deserialize, Serialize};
+
+use super::{Journal, JournalError};
+
+/// Samples that are kept: of sixty devices, every ten seconds, half a day.
+const MAX_SAMPLES: i64 = 250_000;
+/// Reports of deaths that are kept.
+const MAX_DEATHS: i64 = 100;
+
+/// The spec that the plan in force was made from: who adjusts plans it anew, and must not take up what its user has
+/// written since and not applied.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Asked {
+    /// The file, from the root folder on.
+    pub file: PathBuf,
+    /// What it said.
+    pub text: Digest,
+    /// The strategy that was asked for.
+    pub strategy: Option<String>,
+}
+
+/// A plan that berth would bring into force.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Advice {
+    /// What it changes.
+    pub changes: Vec<Adjustment>,
+    /// The plan, made to follow the one that was in force.
+    pub plan: Plan,
+    /// When, in milliseconds since 1970.
+    pub at_ms: u64,
+}
+
+impl Journal {
+    /// Notes what is wrong now, instead of what was.
+    ///
+    /// # Errors
+    /// Where the journal can't be written.
+    pub fn set_alarms(&mut self, alarms: &[Alarm], now_ms: u64) -> Result<(), JournalError> {
+        let json = self.write(&alarms)?;
+        let path = self.path.clone();
+        let sqlite = |source| JournalError::Sqlite { path: path.clone(), source };
+        let transaction = self.db.transaction().map_err(sqlite)?;
+        transaction.execute("DELETE FROM alarms", []).map_err(sqlite)?;
+        let insert = "INSERT INTO alarms (at_ms, alarms) VALUES (?1, ?2)";
+        transaction.execute(insert, params![now_ms as i64, json]).map_err(sqlite)?;
+        transaction.commit().map_err(sqlite)
+    }
+
+    /// What was wrong at the last look, if that was after a time.
+    ///
+    /// # Errors
+    /// Where the journal can't be read.
+    pub fn alarms(&self, after_ms: u64) -> Result<Vec<Alarm>, JournalError> {
+        let sql = format!("SELECT alarms FROM alarms WHERE at_ms > {after_ms}");
+        let rows: Vec<String> = self.rows(&sql, |row| row.get(0))?;
+        rows.last().map_or_else(|| Ok(Vec::new()), |json| self.read(json))
+    }
+
+    /// Keeps the report of a death; says whether it is new.
+    ///
+    /// # Errors
+    /// Where the journal can't be written.
+    pub fn keep_death(&self, report: &Report) -> Result<bool, JournalError> {
+        let json = self.write(report)?;
+        let insert = "INSERT OR IGNORE INTO deaths (instance, at_ms, report) VALUES (?1, ?2, ?3)";
+        let new = self
+            .db
+            .execute(insert, params![report.instance.0, report.at_ms as i64, json])
+            .map_err(|error| self.sqlite(error))?;
+        let bound = "DELETE FROM deaths WHERE seq <= (SELECT max(seq) FROM deaths) - ?1";
+        self.execute(bound, [MAX_DEATHS])?;
+        Ok(new > 0)
+    }
+
+    /// The newest deaths, the newest last.
+    ///
+    /// # Errors
+    /// Where the journal can't be read.
+    pub fn deaths(&self, count: u32) -> Result<Vec<Report>, JournalError> {
+        let sql = format!("SELECT report FROM deaths ORDER BY seq DESC LIMIT {count}");
+        let rows: Vec<String> = self.rows(&sql, |row| row.get(0))?;
+        rows.iter().rev().map(|json| self.read(json)).collect()
+    }
+
+    /// Appends what devices held at a look to the ledger over time, and lets go of what is too old.
+    ///
+    /// # Errors
+    /// Where the journal can't be written.
+    pub fn sample(&mut self, look: &Look, plan: &Plan) -> Result<(), JournalError> {
+        let path = self.path.clone();
+        let sqlite = |source| JournalError::Sqlite { path: path.clone(), source };
+        let transaction = self.db.transaction().map_err(sqlite)?;
+        let signed = |bytes: Bytes| i64::try_from(bytes.0).unwrap_or(i64::MAX);
+        for planned in &plan.devices {
+            let seen = look.device(&planned.node, &planned.device);
+            let (used, own) = (seen.and_then(|one| one.used), seen.and_then(DeviceLook::own));
+            let insert = "INSERT INTO samples (at_ms, node, device, planned, used, own) \
+                          VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+            let row = params![
+                look.at_ms as i64,
+                planned.node,
+                planned.device.0,
+                signed(planned.planned),
+                used.map(signed),
+                own.map(signed)
+            ];
+            transaction.execute(insert, row).map_err(sqlite)?;
+        }
+        let bound = "DELETE FROM samples WHERE seq <= (SELECT max(seq) FROM samples) - ?1";
+        transaction.execute(bound, [MAX_SAMPLES]).map_err(sqlite)?;
+        transaction.commit().map_err(sqlite)
+    }
+
+    /// The samples that there are.
+    ///
+    /// # Errors
+    /// Where the journal can't be read.
+    pub fn samples(&self) -> Result<u64, JournalError> {
+        let count: Vec<i64> = self.rows("SELECT count(*) FROM samples", |row| row.get(0))?;
+        Ok(count.first().copied().unwrap_or(0).unsigned_abs())
+    }
+
+    /// Notes which spec the plan in force was made from.
+    ///
+    /// # Errors
+    /// Where the journal can't be written.
+    pub fn set_asked(&self, asked: &Asked) -> Result<(), JournalError> {
+        self.set_meta("asked", asked)
+    }
+
+    /// The spec that the plan in force was made from.
+    ///
+    /// # Errors
+    /// Where the journal can't be read.
+    pub fn asked(&self) -> Result<Option<Asked>, JournalError> {
+        self.meta("asked")
+    }
+
+    /// Notes what is advised, instead of what was.
+    ///
+    /// # Errors
+    /// Where the journal can't be written.
+    pub fn set_advice(&self, advice: &Advice) -> Result<(), JournalError> {
+        self.set_meta("advice", advice)
+    }
+
+    /// What is advised, as long as the plan is in force that it was made to follow.
+    ///
+    /// # Errors
+    /// Where the journal can't be read.
+    pub fn advice(&self) -> Result<Option<Advice>, JournalError> {
+        let current = self.current()?.map(|journalled| journalled.plan.digest());
+        let advice: Option<Advice> = self.meta("advice")?;
+        Ok(advice.filter(|advice| advice.plan.parent == current))
+    }
+
+    /// Notes which deployments get no more memory for a while.
+    ///
+    /// # Errors
+    /// Where the journal can't be written.
+    pub fn set_frozen(&self, frozen: &[Freeze]) -> Result<(), JournalError> {
+        self.set_meta("frozen", &frozen)
+    }
+
+    /// Deployments that get no more memory for a while.
+    ///
+    /// # Errors
+    /// Where the journal can't be read.
+    pub fn frozen(&self) -> Result<Vec<Freeze>, JournalError> {
+        Ok(self.meta("frozen")?.unwrap_or_default())
+    }
+}
