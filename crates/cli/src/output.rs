@@ -290,6 +290,7 @@ pub(crate) fn status(status: &Status) -> String {
         let rolled_back = match (instance.rolled_back, instance.is_to_change) {
             (true, _) => " (rolled back)",
             (false, true) => " (as it was)",
+            (false, false) if instance.is_on_trial => " (on trial)",
             (false, false) => "",
         };
         rows.push(row([

@@ -31,7 +31,7 @@ pub(crate) fn publish(served: Served<'_>, turn: &Turn) {
             cache_tokens: instance.cache_tokens,
             health_path: instance.engine.map(|engine| engine.health_path().to_owned()),
             keeps_alive: instance.engine != Some(EngineKind::LlamaServer),
-            ..Instance::new(model, id, address, state(instance.state))
+            ..Instance::new(model, id, address, state(instance))
         }
     };
     let own = turn.instances.iter().map(upstream).collect();
@@ -82,8 +82,9 @@ fn renamed(served_name: &str, model: &str) -> Option<String> {
     (served_name != model).then(|| served_name.to_owned())
 }
 
-fn state(state: InstanceState) -> UpstreamState {
-    match state {
+fn state(instance: &InstanceStatus) -> UpstreamState {
+    match instance.state {
+        InstanceState::Ready if instance.is_on_trial => UpstreamState::OnTrial,
         InstanceState::Ready => UpstreamState::Ready,
         InstanceState::Planned
         | InstanceState::Spare

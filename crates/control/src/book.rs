@@ -150,8 +150,7 @@ impl Book {
         let Some(record) = self.record(planned) else { return Ok(()) };
         let now = now_ms();
         let again = record.failed(false, now);
-        let is_on_trial = record.is_on_trial(now) && self.earlier(planned).is_some();
-        let is_final = is_on_trial
+        let is_final = self.is_on_trial(planned, now)
             || diagnosis.cause.is_permanent()
                 && (!record.was_ready || is_a_loop(diagnosis.cause, &again));
         let record = if is_final { record.failed(true, now) } else { again };
@@ -188,9 +187,15 @@ impl Book {
     }
 
     /// An instance as it was last proven, where that is otherwise than it is planned.
-    fn earlier(&self, planned: &PlannedInstance) -> Option<&PlannedInstance> {
+    pub(crate) fn earlier(&self, planned: &PlannedInstance) -> Option<&PlannedInstance> {
         let proven = self.proven.get(&planned.id)?;
         (proven.config() != planned.config()).then_some(proven)
+    }
+
+    /// Whether an instance that runs otherwise than it was last proven is ready, and only just.
+    pub(crate) fn is_on_trial(&self, planned: &PlannedInstance, now_ms: u64) -> bool {
+        self.record(planned).is_some_and(|record| record.is_on_trial(now_ms))
+            && self.earlier(planned).is_some()
     }
 
     /// Notes those that are proven as they run: at once where nothing was before, else once their trial is over.
@@ -205,8 +210,7 @@ impl Book {
             }
             let now = now_ms();
             let is_ready = self.record(planned).is_some_and(|record| {
-                let is_on_trial = self.earlier(planned).is_some() && record.is_on_trial(now);
-                record.phase == Phase::Ready && !is_on_trial
+                record.phase == Phase::Ready && !self.is_on_trial(planned, now)
             });
             if is_ready && planned.find_in(running).is_some() {
                 self.journal.set_proven(planned)?;

@@ -24,6 +24,8 @@ use crate::stops::{Patience, Step, Stops};
 
 /// An engine that isn't ready after this long is stopped.
 const START_LIMIT_MS: u64 = 15 * 60 * 1000;
+/// Probes that an engine may leave without an answer.
+const MOST_PROBES: u32 = 3;
 /// Of an engine that had been ready, only the last lines of its log say why it ended.
 const LAST_LINES: usize = 50;
 
@@ -39,6 +41,8 @@ pub(crate) struct LocalController {
     exits: HashMap<u32, ExitKind>,
     /// The process that each instance had last.
     pids: HashMap<InstanceId, u32>,
+    /// Probes in a row that a process has not answered.
+    probes_failed: HashMap<u32, u32>,
     stops: Stops<u32>,
     patience: Patience,
     pulse: Pulse,
@@ -63,6 +67,7 @@ impl LocalController {
             children: HashMap::new(),
             exits: HashMap::new(),
             pids: HashMap::new(),
+            probes_failed: HashMap::new(),
             stops: Stops::default(),
             patience: Patience::Drain,
             pulse: Pulse::default(),
@@ -192,6 +197,7 @@ impl LocalController {
             }
         }
         let running = &self.running;
+        self.probes_failed.retain(|pid, _| running.iter().any(|one| one.pid == *pid));
         self.stops.retain(|pid| running.iter().any(|running| running.pid == *pid));
         for id in self.book.unwanted(plan) {
             if !self.running.iter().any(|running| running.id == id) {
@@ -262,7 +268,17 @@ impl LocalController {
             let waited = now_ms().saturating_sub(entry.record.since_ms);
             // An answer from somebody else's server on the same port counts for nothing.
             let pids = process::pids(&self.state_id, &planned.id);
-            if owns_port(&pids, planned.port) && health::ask(planned.port).await == Health::Ready {
+            let is_ready =
+                owns_port(&pids, planned.port) && health::ask(planned.port).await == Health::Ready;
+            // What was changed has to show that it works before requests go there.
+            let is_changed = self.book.earlier(planned).is_some();
+            if is_ready && is_changed && !health::probe(planned.port, planned.served_name()).await {
+                let failed = self.probes_failed.entry(running.pid).or_default();
+                *failed += 1;
+                if *failed >= MOST_PROBES {
+                    self.give_up(planned, &running, no_answer())?;
+                }
+            } else if is_ready {
                 let log = log_file::head(&self.dir.log(&planned.id));
                 let rolled_back = self.book.is_rolled_back(&planned.id);
                 let entry = InstanceEntry {
@@ -328,7 +344,9 @@ impl LocalController {
         let status = |planned: &PlannedInstance| {
             let running = self.find_running(planned);
             let rolled_back = self.book.is_rolled_back(&planned.id);
-            status_of(planned, running, self.book.entry(&planned.id), rolled_back)
+            let is_on_trial = self.book.is_on_trial(planned, now_ms());
+            let entry = self.book.entry(&planned.id);
+            InstanceStatus { is_on_trial, ..status_of(planned, running, entry, rolled_back) }
         };
         plan.instances.iter().map(status).collect()
     }
@@ -345,6 +363,15 @@ fn unresponsive() -> Diagnosis {
         cause: Cause::Unresponsive,
         message: "it no longer answered its health endpoint, and was ended".to_owned(),
         hint: "its earlier log in STATE/logs says what it was doing".to_owned(),
+        evidence: None,
+    }
+}
+
+fn no_answer() -> Diagnosis {
+    Diagnosis {
+        cause: Cause::Unresponsive,
+        message: "its health endpoint answers, and a request for one token doesn't".to_owned(),
+        hint: "its log in STATE/logs says what it was doing".to_owned(),
         evidence: None,
     }
 }

@@ -118,6 +118,8 @@ pub struct InstanceStatus {
     pub failures: u32,
     /// Whether it runs an earlier configuration, because the planned one failed.
     pub rolled_back: bool,
+    /// Whether it has only just been changed, and may go back.
+    pub is_on_trial: bool,
     /// Whether it serves as it was, and is to change when its turn comes.
     pub is_to_change: bool,
     /// Why it failed last.
@@ -202,6 +204,11 @@ pub fn read(
             status.state = InstanceState::Spare;
         }
         status.is_to_change = is_to_change(planned);
+        let is_new = proven.get(&planned.id).is_some_and(|one| one.config() != planned.config());
+        let record = entry.map(|entry| &entry.record);
+        status.is_on_trial = is_new
+            && record
+                .is_some_and(|one| one.config == planned.config() && one.is_on_trial(now_ms()));
         instances.push(status);
         let entry = entry.filter(|entry| entry.record.config == planned.config());
         let when_ready = entry.and_then(|entry| entry.memory_when_ready);
@@ -306,6 +313,7 @@ pub(crate) fn status_of(
         doing: running.and_then(|running| running.doing.clone()),
         failures: record.map_or(0, |record| record.failures),
         rolled_back,
+        is_on_trial: false,
         is_to_change: false,
         diagnosis: entry.and_then(|entry| entry.diagnosis.clone()),
     }
@@ -336,6 +344,7 @@ fn leftovers(plan: Option<&Plan>, running: &[RunningInstance]) -> Vec<InstanceSt
         doing: None,
         failures: 0,
         rolled_back: false,
+        is_on_trial: false,
         is_to_change: false,
         diagnosis: None,
     };

@@ -1,13 +1,15 @@
 //! Whether an engine is ready, asked at its own health endpoint.
 
+use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Empty, Limited};
-use hyper::body::Incoming;
+use http_body_util::{BodyExt as _, Empty, Full, Limited};
+use hyper::body::{Body, Incoming};
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use serde_json::json;
 use tokio::net::TcpStream;
 
 /// An engine that doesn't answer for this long is not well.
@@ -43,6 +45,26 @@ pub async fn ask_at(address: SocketAddr, path: &'static str) -> Health {
     }
 }
 
+/// Whether a server on a loopback port answers a request for one token: anything but an error of the server's own, since
+/// a model that writes no text may say so.
+pub async fn probe(port: u16, model: &str) -> bool {
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let body = json!({ "model": model, "prompt": "1", "max_tokens": 1 }).to_string();
+    let request = Request::post("/v1/completions")
+        .header("host", "localhost")
+        .header("content-type", "application/json")
+        .body(Full::new(Bytes::from(body)))
+        .expect("a constant request is valid");
+    let asking = async {
+        let stream = TcpStream::connect(address).await.ok()?;
+        send(stream, request, async |_| ()).await.ok()
+    };
+    let answer = tokio::time::timeout(TIMEOUT, asking).await.ok().flatten();
+    let is_its_own_error =
+        |status: StatusCode| status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED;
+    answer.is_some_and(|(status, ())| !is_its_own_error(status))
+}
+
 /// A page longer than this is none of an engine's.
 const MOST_PAGE: usize = 4 << 20;
 
@@ -67,12 +89,23 @@ async fn exchange<T>(
     path: &'static str,
     take: impl AsyncFnOnce(Response<Incoming>) -> T,
 ) -> hyper::Result<(StatusCode, T)> {
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let request = Request::get(path)
         .header("host", "localhost")
         .body(Empty::<Bytes>::new())
         .expect("a constant request is valid");
+    send(stream, request, take).await
+}
+
+async fn send<T, B>(
+    stream: TcpStream,
+    request: Request<B>,
+    take: impl AsyncFnOnce(Response<Incoming>) -> T,
+) -> hyper::Result<(StatusCode, T)>
+where
+    B: Body<Data = Bytes, Error = Infallible> + 'static,
+{
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     // Moved in, so that the connection ends once there is an answer.
     let answer = async move {
         let answer = sender.send_request(request).await?;

@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
+mod adjust;
 mod crash;
 mod failures;
 mod gateway;

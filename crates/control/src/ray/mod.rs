@@ -31,7 +31,7 @@ use crate::clock::now_ms;
 use crate::controller::{ControllerError, InFlight, Turn};
 use crate::event::EventKind;
 use crate::lease;
-use crate::status::status_of;
+use crate::status::{InstanceStatus, status_of};
 use crate::stops::{Patience, Stops};
 
 /// A replica that Ray has found no place for after this long gets none.
@@ -274,7 +274,10 @@ impl RayController {
         let running = running(&self.serving, &self.state_id, &self.doing);
         let status = |planned: &PlannedInstance| {
             let rolled_back = self.book.is_rolled_back(&planned.id);
-            status_of(planned, planned.find_in(&running), self.book.entry(&planned.id), rolled_back)
+            let is_on_trial = self.book.is_on_trial(planned, now_ms());
+            let entry = self.book.entry(&planned.id);
+            let found = planned.find_in(&running);
+            InstanceStatus { is_on_trial, ..status_of(planned, found, entry, rolled_back) }
         };
         Turn {
             is_settled,

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use crate::routing::affinity::{Beginnings, place};
 use crate::routing::routes::{Group, Model, Ticket, Upstream};
+use crate::routing::table::UpstreamState;
 
 /// What is asked of an instance.
 #[derive(Clone, Copy, Debug, Default)]
@@ -93,8 +94,25 @@ fn draw(open: &[Open<'_>]) -> usize {
     open.iter().position(is_it).unwrap_or(0)
 }
 
-/// One of a deployment's instances, with room on it.
+/// One request of so many goes to instances on trial, where there are others.
+const TRIED: usize = 10;
+
+/// One of a deployment's instances, with room on it: of those on trial seldom.
 fn within(model: &Model, open: &Open<'_>, wanted: &Wanted) -> Option<Chosen> {
+    let is_settled = |one: &&Arc<Upstream>| one.instance.state != UpstreamState::OnTrial;
+    let settled = open.upstreams.iter().filter(is_settled).count();
+    if settled > 0 && settled < open.upstreams.len() {
+        let are_tried = fastrand::usize(..TRIED) == 0;
+        let (first, second): (Vec<_>, Vec<_>) =
+            open.upstreams.iter().cloned().partition(|one| is_settled(&one) != are_tried);
+        let of = |upstreams| among(model, &Open { group: open.group, upstreams }, wanted);
+        return of(first).or_else(|| of(second));
+    }
+    among(model, open, wanted)
+}
+
+/// One of these instances, with room on it.
+fn among(model: &Model, open: &Open<'_>, wanted: &Wanted) -> Option<Chosen> {
     let (all, seed) = (&open.upstreams, open.group.seed);
     let take = |upstream: &Arc<Upstream>| {
         let ticket = upstream.take(wanted.tokens)?;
@@ -130,7 +148,7 @@ mod tests {
     use super::*;
     use crate::metrics::Metrics;
     use crate::routing::routes::Routes;
-    use crate::routing::table::{Instance, Table, UpstreamState};
+    use crate::routing::table::{Instance, Table};
 
     /// What becomes of a request for 10 tokens where two instances hold 10 each.
     fn check(
@@ -152,6 +170,28 @@ mod tests {
         let chosen =
             chosen.as_ref().map(|chosen| &*chosen.upstream.instance.id).map_err(|lack| *lack);
         assert_eq!(chosen, expected, "tried {tried:?}");
+    }
+
+    #[test]
+    fn what_is_on_trial_gets_few() {
+        let instance = |id: &str, state| Instance {
+            cache_tokens: Some(1_000_000),
+            ..Instance::new("m", id, ([127, 0, 0, 1], 1).into(), state)
+        };
+        let instances = vec![
+            instance("a", UpstreamState::Ready),
+            instance("b", UpstreamState::OnTrial),
+            instance("c", UpstreamState::Ready),
+        ];
+        let table = Table { instances, ..Table::default() };
+        let routes = Routes::new(table, &Routes::default(), &Metrics::default());
+        let model = routes.model("m").unwrap();
+        let wanted = Wanted { tokens: 10, ..Wanted::default() };
+        let to = |_| choose(model, &wanted, &[]).ok().map(|one| one.upstream.instance.id.clone());
+        let tried = (0..10_000).filter_map(to).filter(|id| id == "b").count();
+        assert!((800..1200).contains(&tried), "{tried} of 10000");
+        let others: Vec<String> = ["a", "c"].map(str::to_owned).into();
+        assert!(choose(model, &wanted, &others).is_ok_and(|one| one.upstream.instance.id == "b"));
     }
 
     #[test]

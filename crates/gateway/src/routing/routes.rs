@@ -214,7 +214,7 @@ impl Model {
 impl Upstream {
     /// Whether it takes requests.
     pub fn is_ready(&self) -> bool {
-        self.instance.state == UpstreamState::Ready
+        matches!(self.instance.state, UpstreamState::Ready | UpstreamState::OnTrial)
     }
 
     /// Requests in flight on it.

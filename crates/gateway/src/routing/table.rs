@@ -82,6 +82,8 @@ impl Instance {
 pub enum UpstreamState {
     /// It takes requests.
     Ready,
+    /// It takes requests, and has only just been changed: it gets one in ten beside others of its deployment.
+    OnTrial,
     /// It will take requests soon.
     Starting,
     /// It takes no more.
