@@ -28,6 +28,11 @@ impl Requests for Counted {
         self.gateway.routes().in_flight(&id.0) + elsewhere.sum::<u64>()
     }
 
+    fn ended(&self, id: &InstanceId) -> u64 {
+        let elsewhere = reports(&self.folder).filter_map(|said| said.ended.get(&id.0).copied());
+        self.gateway.routes().ended(&id.0) + elsewhere.sum::<u64>()
+    }
+
     fn waiting(&self, model: &str) -> u64 {
         let elsewhere = reports(&self.folder).filter_map(|said| said.waiting.get(model).copied());
         self.gateway.routes().waiting(model) + elsewhere.sum::<u64>()
@@ -40,6 +45,8 @@ impl Requests for Counted {
 struct Report {
     /// Requests in flight, by instance.
     in_flight: BTreeMap<String, u64>,
+    /// Requests that have ended, by instance.
+    ended: BTreeMap<String, u64>,
     /// Requests that wait for room, by model.
     waiting: BTreeMap<String, u64>,
 }
@@ -73,7 +80,11 @@ impl Said {
 
     pub(crate) fn say(&self, gateway: &Gateway) -> io::Result<()> {
         let routes = gateway.routes();
-        let report = Report { in_flight: routes.all_in_flight(), waiting: routes.all_waiting() };
+        let report = Report {
+            in_flight: routes.all_in_flight(),
+            ended: routes.all_ended(),
+            waiting: routes.all_waiting(),
+        };
         let text = serde_json::to_string(&report)?;
         write_whole(&self.0, &text)
     }
@@ -104,11 +115,11 @@ mod tests {
         let id = InstanceId("a-0".to_owned());
         assert_eq!((counted.in_flight(&id), counted.waiting("a")), (0, 0));
         for number in 0..2 {
-            let text = r#"{"in_flight":{"a-0":3,"b-0":9},"waiting":{"a":2}}"#;
+            let text = r#"{"in_flight":{"a-0":3,"b-0":9},"ended":{"a-0":5},"waiting":{"a":2}}"#;
             fs::write(folder.join(format!("{number}.json")), text).unwrap();
         }
         fs::write(folder.join("broken.json"), "{").unwrap();
-        assert_eq!((counted.in_flight(&id), counted.waiting("a")), (6, 4));
+        assert_eq!((counted.in_flight(&id), counted.waiting("a"), counted.ended(&id)), (6, 4, 10));
         drop(said);
         assert_eq!(fs::read_dir(folder).unwrap().count(), 3, "it has taken back what it said");
     }

@@ -47,6 +47,8 @@ pub enum ControllerError {
 pub trait Requests: Send + Sync {
     /// Those in flight on an instance.
     fn in_flight(&self, id: &InstanceId) -> u64;
+    /// Those that have ended on an instance since counting began.
+    fn ended(&self, id: &InstanceId) -> u64;
     /// Those that wait for room on any instance of a model.
     fn waiting(&self, model: &str) -> u64;
 }

@@ -3,7 +3,10 @@
 //! Like Ray Serve's autoscaler (2.60): the number that brings each instance's ongoing requests to a target;
 //! another one must be called for as long as a delay before anything is done. Of what was called for meanwhile the
 //! least change is made (as Kubernetes' stabilization windows have it, KEP-853), so that a moment's figure decides
-//! nothing. Starts under way count as instances, so that a slow start is not answered with another one.
+//! nothing. Starts under way count as instances, and what waits for them is not taken for demand ([`flow`]), so that a
+//! slow start is not answered with another one.
+
+pub mod flow;
 
 use serde::{Deserialize, Serialize};
 
@@ -84,11 +87,11 @@ impl Count {
         Self { wanted: running.clamp(scaled.min, scaled.max.max(scaled.min)), pressure: None }
     }
 
-    /// The number after a look at the requests that are ongoing or wait, all instances together.
+    /// The number after a look at the requests that instances should have room for, all together.
     #[must_use]
-    pub fn next(self, ongoing: u64, scaled: &Scaled, now_ms: u64) -> Self {
+    pub fn next(self, ongoing: f64, scaled: &Scaled, now_ms: u64) -> Self {
         let Scaled { min, max, scale } = scaled;
-        let called = (ongoing as f64 / scale.target_ongoing_requests).ceil();
+        let called = (ongoing / scale.target_ongoing_requests).ceil();
         let called = (called.min(f64::from(u32::MAX)) as u32).clamp(*min, (*max).max(*min));
         if called == self.wanted {
             return Self { pressure: None, ..self };
@@ -125,7 +128,7 @@ mod tests {
     fn check(looks: &[(u64, u64, u32)]) {
         let mut count = Count::new(1, &SCALED);
         for (seconds, ongoing, wanted) in looks {
-            count = count.next(*ongoing, &SCALED, seconds * 1000);
+            count = count.next(*ongoing as f64, &SCALED, seconds * 1000);
             assert_eq!(count.wanted, *wanted, "after {seconds} s: {count:?}");
         }
     }
@@ -157,6 +160,6 @@ mod tests {
         assert_eq!(Count::new(9, &SCALED).wanted, 4);
         assert_eq!(Count::new(0, &SCALED).wanted, 1);
         let none = Scaled { min: 2, max: 0, ..SCALED };
-        assert_eq!(Count::new(0, &none).next(100, &none, 0).wanted, 2);
+        assert_eq!(Count::new(0, &none).next(100.0, &none, 0).wanted, 2);
     }
 }

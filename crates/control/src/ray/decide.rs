@@ -8,6 +8,7 @@ use berth_core::inventory::{InstanceId, RunningInstance};
 use berth_core::plan::{Plan, PlannedInstance};
 use berth_core::reconcile::{self, Action, Phase};
 use berth_core::scale::Count;
+use berth_core::scale::flow::Asked;
 use berth_engines::{Cause, Diagnosis};
 
 use super::put::is_own;
@@ -30,6 +31,7 @@ impl RayController {
     /// the numbers stay.
     pub(super) fn scaled(&mut self, plan: Plan, running: &[RunningInstance]) -> Plan {
         self.counts.retain(|deployment, _| plan.scaled.contains_key(deployment));
+        self.flows.retain(|deployment, _| plan.scaled.contains_key(deployment));
         for (deployment, scaled) in &plan.scaled {
             let of = || plan.instances.iter().filter(|one| one.deployment == *deployment);
             let runs = of().filter(|one| is_there(one, running)).count() as u32;
@@ -38,9 +40,14 @@ impl RayController {
             let bounds = Count::new(count.wanted, scaled);
             *count = Count { wanted: bounds.wanted, ..*count };
             if let Some(in_flight) = &self.in_flight {
-                let waiting = of().next().map_or(0, |one| in_flight.waiting(&one.model));
-                let ongoing = of().map(|one| in_flight.in_flight(&one.id)).sum::<u64>() + waiting;
-                *count = count.next(ongoing, scaled, now_ms());
+                let asked = Asked {
+                    in_flight: of().map(|one| in_flight.in_flight(&one.id)).sum(),
+                    waiting: of().next().map_or(0, |one| in_flight.waiting(&one.model)),
+                    ended: of().map(|one| in_flight.ended(&one.id)).sum(),
+                };
+                let (flow, now_ms) = (self.flows.entry(deployment.clone()).or_default(), now_ms());
+                let target = scaled.scale.target_ongoing_requests;
+                *count = count.next(flow.ongoing(asked, target, now_ms), scaled, now_ms);
             }
         }
         let counts = self.counts.iter().map(|(name, count)| (name.clone(), count.wanted)).collect();

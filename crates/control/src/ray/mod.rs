@@ -24,6 +24,7 @@ use berth_core::inventory::{InstanceId, Inventory, ProcessMemory, RunningInstanc
 use berth_core::plan::{Plan, PlannedInstance};
 use berth_core::reconcile::{self, Phase};
 use berth_core::scale::Count;
+use berth_core::scale::flow::Flow;
 use berth_core::spec::{GatewaySpec, RaySpec};
 
 use crate::book::Book;
@@ -61,6 +62,8 @@ pub(crate) struct RayController {
     waiting: BTreeMap<InstanceId, u64>,
     /// Of deployments that are scaled, how many instances shall run.
     counts: BTreeMap<String, Count>,
+    /// What was asked of each of these of late.
+    flows: BTreeMap<String, Flow>,
     stops: Stops<InstanceId>,
     patience: Patience,
     is_first_turn: bool,
@@ -150,6 +153,7 @@ impl RayController {
             next_put_ms: 0,
             waiting: BTreeMap::new(),
             counts: BTreeMap::new(),
+            flows: BTreeMap::new(),
             stops: Stops::default(),
             patience: Patience::Drain,
             is_first_turn: true,

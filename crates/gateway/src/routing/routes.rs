@@ -61,6 +61,8 @@ pub struct Upstream {
 #[derive(Debug, Default)]
 pub(crate) struct Load {
     in_flight: AtomicU64,
+    /// Requests that have ended.
+    ended: AtomicU64,
     /// Tokens of what is in flight, as far as the gateway can tell.
     tokens: AtomicU64,
     /// Milliseconds of the gateway's life until which it is only chosen where there is no other.
@@ -187,6 +189,17 @@ impl Routes {
         busy.map(|one| (one.instance.id.clone(), one.in_flight())).collect()
     }
 
+    /// Requests that have ended, by instance.
+    pub fn all_ended(&self) -> BTreeMap<String, u64> {
+        let of = |one: &Arc<Upstream>| (one.instance.id.clone(), one.ended());
+        self.upstreams().map(of).collect()
+    }
+
+    /// Requests that have ended on an instance.
+    pub fn ended(&self, id: &str) -> u64 {
+        self.upstreams().filter(|one| one.instance.id == id).map(|one| one.ended()).sum()
+    }
+
     /// Requests that wait, by model.
     pub fn all_waiting(&self) -> BTreeMap<String, u64> {
         let waiting =
@@ -220,6 +233,10 @@ impl Upstream {
     /// Requests in flight on it.
     pub fn in_flight(&self) -> u64 {
         self.load.in_flight.load(Ordering::Relaxed)
+    }
+
+    fn ended(&self) -> u64 {
+        self.load.ended.load(Ordering::Relaxed)
     }
 
     /// Tokens in flight on it.
@@ -269,6 +286,7 @@ pub(crate) struct Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         self.load.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.load.ended.fetch_add(1, Ordering::Relaxed);
         self.load.tokens.fetch_sub(self.tokens, Ordering::Relaxed);
     }
 }
