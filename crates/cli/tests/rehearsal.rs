@@ -137,6 +137,16 @@ fn the_case_from_plan_to_answer() {
         assert_eq!(rehearsal.ask(model), Some(("this answer is emulated ".to_owned(), true)));
     }
 
+    // The machines and the engines are watched.
+    let (code, text) = rehearsal.run(&["top", "--once", "--json"]);
+    let seen: Value = serde_json::from_str(&text).unwrap();
+    let devices = seen["devices"].as_array().unwrap();
+    assert!(code == 0 && devices.len() == 64, "{text}");
+    assert!(devices.iter().all(|one| one["used"].as_u64() > Some(0)), "{text}");
+    let engines = seen["engines"].as_array().unwrap();
+    let says = |one: &Value| one["running"] == 0 && one["kv_cache_usage"] == 0.0;
+    assert!(engines.len() == 19 && engines.iter().all(says), "{text}");
+
     rehearsal.node("node-3", false);
     rehearsal.wait_for("the lost node is seen", || rehearsal.states("ready") == 18);
     assert!(rehearsal.ask("medgemma-27b").is_some(), "the others serve on");

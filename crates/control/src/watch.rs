@@ -1,5 +1,6 @@
 //! Looks at memory beside the loop, journals what was seen and what is wrong, and says what should change.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -7,8 +8,9 @@ use berth_cluster::local::{self, StateDir};
 use berth_core::adjust::law::FREEZE_MS;
 use berth_core::adjust::{Freeze, Law, Mode, Wish};
 use berth_core::inventory::InstanceId;
-use berth_core::plan::Plan;
+use berth_core::plan::{Plan, PlannedInstance};
 use berth_core::reconcile::Phase;
+use berth_core::spec::RaySpec;
 use berth_core::watch::forensic::{self, Report};
 use berth_core::watch::{Changes, EngineLook, Look, Watch};
 use berth_engines::{Cause, metrics};
@@ -18,6 +20,8 @@ use crate::journal::{InstanceEntry, Journal, JournalError};
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_secs(1);
+/// Between two looks at a Ray cluster, whose dashboard has its nodes' reports from every few seconds.
+const LOOK_AT_RAY: Duration = Duration::from_secs(5);
 /// Between two samples in the ledger over time.
 const SAMPLE_MS: u64 = 10_000;
 /// Alarms are noted with each sample: older ones are nobody's any more.
@@ -43,20 +47,17 @@ pub async fn watch(dir: &StateDir, tell: impl Fn(Told)) -> Result<(), JournalErr
     let state_id = journal.state_id()?;
     let (mut watch, mut sampled_ms, mut seq, mut plan) = (Watch::default(), 0, None, None);
     let mut law = Law::default();
-    let mut seen_seq = None;
     loop {
         let now = journal.current_seq()?;
         if now != seq {
             plan = journal.current()?.map(|journalled| journalled.plan);
             seq = now;
         }
-        // What is on a cluster's machines is seen there.
-        let here = plan.as_ref().filter(|plan| plan.ray.is_none());
-        if here.is_none() && now != seen_seq {
-            journal.set_alarms(&[], now_ms())?;
-        }
-        seen_seq = now;
-        if let Some(plan) = here {
+        let mut pause = LOOK;
+        if let Some(plan) = &plan {
+            if plan.ray.is_some() {
+                pause = LOOK_AT_RAY;
+            }
             let look = look(&state_id, plan).await;
             let is_time = look.at_ms.saturating_sub(sampled_ms) >= SAMPLE_MS;
             if is_time {
@@ -89,7 +90,7 @@ pub async fn watch(dir: &StateDir, tell: impl Fn(Told)) -> Result<(), JournalErr
                 journal.set_alarms(watch.alarms(), now_ms())?;
             }
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(pause).await;
     }
 }
 
@@ -134,19 +135,41 @@ fn deaths(journal: &Journal, plan: &Plan, watch: &Watch) -> Result<Vec<Report>, 
     Ok(reports)
 }
 
-/// One look at this machine's devices and at the engines of a plan.
+/// One look at the devices and the engines of a plan.
 pub async fn look(state_id: &str, plan: &Plan) -> Look {
-    let id = state_id.to_owned();
-    let looking = tokio::task::spawn_blocking(move || local::look(Some(&id), now_ms()));
-    let mut look = looking.await.unwrap_or_default();
-    look.engines = engines(plan, &look).await;
+    let (id, ray) = (state_id.to_owned(), plan.ray.clone());
+    let looking = tokio::task::spawn_blocking(move || match ray {
+        Some(ray) => at_ray(&ray, &id),
+        None => {
+            let look = local::look(Some(&id), now_ms());
+            let held = look.devices.iter().flat_map(|device| device.holders.iter().flatten());
+            let running = held.filter_map(|one| one.instance.clone()).collect();
+            (look, running)
+        }
+    });
+    let (mut look, running) = looking.await.unwrap_or_default();
+    look.engines = engines(plan, &running).await;
     look
 }
 
+/// What Ray says that its machines' devices hold, and which instances run there. By whom it is held, Ray doesn't say.
+fn at_ray(ray: &RaySpec, state_id: &str) -> (Look, BTreeSet<InstanceId>) {
+    match crate::ray::observe(ray, state_id) {
+        Ok((inventory, _)) => {
+            let running = inventory.instances.iter().map(|one| one.id.clone()).collect();
+            (Look::of_inventory(&inventory, now_ms()), running)
+        }
+        Err(error) => {
+            let notes = vec![format!("the cluster can't be seen: {error}")];
+            (Look { at_ms: now_ms(), notes, ..Look::default() }, BTreeSet::new())
+        }
+    }
+}
+
 /// What the engines that run say, all asked at once.
-async fn engines(plan: &Plan, look: &Look) -> Vec<EngineLook> {
-    let runs = |id| look.devices.iter().any(|one| one.held_by(id).is_some_and(|held| held.0 > 0));
-    let asking = plan.instances.iter().filter(|one| runs(&one.id)).filter_map(|one| {
+async fn engines(plan: &Plan, running: &BTreeSet<InstanceId>) -> Vec<EngineLook> {
+    let runs = |one: &&PlannedInstance| running.contains(&one.id);
+    let asking = plan.instances.iter().filter(runs).filter_map(|one| {
         let address = SocketAddr::new(one.host.parse().ok()?, one.port);
         let (id, engine) = (one.id.clone(), one.engine);
         Some(tokio::spawn(async move {

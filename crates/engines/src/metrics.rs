@@ -1,13 +1,16 @@
 //! What engines say of themselves at `/metrics`, in Prometheus' text format.
 //!
 //! vLLM 0.26 to 0.33 (`v1/metrics/loggers.py`); llama-server b10434 started with `--metrics`, which says nothing of
-//! its cache any more. Ollama has no such page.
+//! its cache any more. Ollama has no such page, and says at `/api/ps` what its models hold.
 
 use std::net::SocketAddr;
 
 use berth_core::inventory::InstanceId;
 use berth_core::spec::EngineKind;
+use berth_core::units::Bytes;
 use berth_core::watch::EngineLook;
+
+use serde_json::Value;
 
 use crate::health;
 
@@ -17,10 +20,26 @@ pub async fn ask(
     engine: EngineKind,
     address: SocketAddr,
 ) -> Option<EngineLook> {
-    if engine == EngineKind::Ollama {
-        return None;
+    Some(match engine {
+        EngineKind::Ollama => read_ps(instance, &health::page(address, "/api/ps").await?),
+        _ => read(instance, &health::page(address, "/metrics").await?),
+    })
+}
+
+/// Reads what Ollama says of its models that are loaded (`/api/ps`): what they hold of GPUs. Of requests it says nothing.
+pub fn read_ps(instance: &InstanceId, page: &str) -> EngineLook {
+    let page: Value = serde_json::from_str(page).unwrap_or_default();
+    let held = |models: &Vec<Value>| {
+        models.iter().map(|model| Some(Bytes(model["size_vram"].as_u64()?))).sum()
+    };
+    EngineLook {
+        instance: instance.clone(),
+        running: None,
+        waiting: None,
+        kv_cache_usage: None,
+        preemptions: None,
+        held: page["models"].as_array().and_then(held),
     }
-    Some(read(instance, &health::page(address, "/metrics").await?))
 }
 
 /// Reads a page. What isn't on it is unknown.
@@ -37,6 +56,7 @@ pub fn read(instance: &InstanceId, page: &str) -> EngineLook {
             .find_map(|name| values(page, name).reduce(f64::max))
             .filter(|usage| (0.0..=1.0).contains(usage)),
         preemptions: count(&["vllm:num_preemptions_total", "vllm:num_preemptions"]),
+        held: None,
     }
 }
 
@@ -61,6 +81,20 @@ fn values(page: &str, name: &str) -> impl Iterator<Item = f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pages_of_ollama() {
+        let two = r#"{"models":[{"name":"a","size":10,"size_vram":7},{"name":"b","size_vram":5}]}"#;
+        for (page, held) in [
+            (two, Some(Bytes(12))),
+            (r#"{"models":[]}"#, Some(Bytes(0))),
+            (r#"{"models":[{"name":"a"}]}"#, None),
+            ("{}", None),
+            ("not json", None),
+        ] {
+            assert_eq!(read_ps(&InstanceId("a-0".to_owned()), page).held, held, "{page}");
+        }
+    }
 
     #[test]
     fn pages_of_engines() {

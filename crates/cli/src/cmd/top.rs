@@ -5,11 +5,10 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use berth_control::clock::now_ms;
 use berth_control::{Journal, watch};
 use berth_core::plan::Plan;
-use berth_core::spec::{GatewaySpec, RaySpec};
-use berth_core::watch::{Look, Watch};
+use berth_core::spec::GatewaySpec;
+use berth_core::watch::Watch;
 
 use crate::args::TopArgs;
 use crate::failure::Failure;
@@ -41,10 +40,7 @@ async fn show(journal: &Journal, state_id: &str, args: &TopArgs) -> Result<ExitC
     loop {
         let plan = journal.current()?.map(|journalled| journalled.plan);
         let plan = plan.unwrap_or_else(|| Plan::nothing(GatewaySpec::default(), None));
-        let look = match &plan.ray {
-            Some(ray) => on_ray(ray, state_id),
-            None => watch::look(state_id, &plan).await,
-        };
+        let look = watch::look(state_id, &plan).await;
         known.step(&plan, look);
         let Some(look) = known.last() else { continue };
         let seen = Seen::new(Some(&plan), look, known.alarms());
@@ -57,16 +53,5 @@ async fn show(journal: &Journal, state_id: &str, args: &TopArgs) -> Result<ExitC
             return Ok(ExitCode::SUCCESS);
         }
         tokio::time::sleep(LOOK).await;
-    }
-}
-
-/// What Ray's reporter says: how much is used, and not by whom.
-fn on_ray(ray: &RaySpec, state_id: &str) -> Look {
-    match berth_control::ray::observe(ray, state_id) {
-        Ok((inventory, _)) => Look::of_inventory(&inventory, now_ms()),
-        Err(error) => {
-            let notes = vec![format!("the cluster can't be seen: {error}")];
-            Look { at_ms: now_ms(), notes, ..Look::default() }
-        }
     }
 }

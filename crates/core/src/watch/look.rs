@@ -67,6 +67,9 @@ pub struct EngineLook {
     pub kv_cache_usage: Option<f64>,
     /// Requests that it had to put off for want of cache, since it started.
     pub preemptions: Option<u64>,
+    /// What it says that its model holds of its devices.
+    #[serde(default)]
+    pub held: Option<Bytes>,
 }
 
 impl DeviceLook {

@@ -97,6 +97,7 @@ impl World {
                 waiting: Some(u64::from(load > 1.0)),
                 kv_cache_usage: Some(load.min(1.0)),
                 preemptions: Some(self.put_off),
+                held: None,
             });
         }
         look

@@ -32,6 +32,7 @@ fn engine(id: &str, usage: Option<f64>, waiting: u64, preemptions: u64) -> Engin
         waiting: Some(waiting),
         kv_cache_usage: usage,
         preemptions: Some(preemptions),
+        held: None,
     }
 }
 

@@ -19,6 +19,7 @@ fn with_engine(mut look: Look, waiting: u64, usage: f64, preemptions: u64) -> Lo
         waiting: Some(waiting),
         kv_cache_usage: Some(usage),
         preemptions: Some(preemptions),
+        held: None,
     }];
     look
 }
