@@ -26,10 +26,10 @@ use serde::de::DeserializeOwned;
 use crate::crash;
 use crate::status::PastEvent;
 
-pub use watched::{Advice, Asked};
+pub use watched::{Advice, Asked, PlanError};
 
 /// The layout of the tables; a file with a later one is refused.
-const VERSION: i64 = 2;
+const VERSION: i64 = 3;
 /// Events that are kept.
 const MAX_EVENTS: i64 = 10_000;
 /// Plans that are kept.
@@ -80,6 +80,29 @@ const SECOND: &str = "
         at_ms INTEGER NOT NULL,
         report TEXT NOT NULL,
         UNIQUE (instance, at_ms)
+    );
+";
+
+/// What the third layout has beside the second.
+const THIRD: &str = "
+    CREATE TABLE IF NOT EXISTS held (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT,
+        at_ms INTEGER NOT NULL,
+        instance TEXT NOT NULL,
+        node TEXT NOT NULL,
+        device TEXT NOT NULL,
+        planned INTEGER NOT NULL,
+        observed INTEGER NOT NULL
+    );
+    CREATE TABLE IF NOT EXISTS most_held (
+        config TEXT NOT NULL,
+        device_name TEXT NOT NULL,
+        model TEXT NOT NULL,
+        engine TEXT NOT NULL,
+        planned INTEGER NOT NULL,
+        observed INTEGER NOT NULL,
+        at_ms INTEGER NOT NULL,
+        PRIMARY KEY (config, device_name)
     );
 ";
 
@@ -173,10 +196,12 @@ impl Journal {
             0 => {
                 transaction.execute_batch(SCHEMA).map_err(sqlite)?;
                 transaction.execute_batch(SECOND).map_err(sqlite)?;
+                transaction.execute_batch(THIRD).map_err(sqlite)?;
                 transaction.pragma_update(None, "user_version", VERSION).map_err(sqlite)?;
             }
-            1 => {
+            1 | 2 => {
                 transaction.execute_batch(SECOND).map_err(sqlite)?;
+                transaction.execute_batch(THIRD).map_err(sqlite)?;
                 transaction.pragma_update(None, "user_version", VERSION).map_err(sqlite)?;
             }
             VERSION => {}

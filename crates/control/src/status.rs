@@ -19,7 +19,7 @@ use berth_engines::Diagnosis;
 use serde::Serialize;
 
 use crate::clock::now_ms;
-use crate::journal::{Advice, InstanceEntry, Journal, JournalError};
+use crate::journal::{Advice, InstanceEntry, Journal, JournalError, PlanError};
 use crate::watch;
 
 /// Everything that `berth status` shows.
@@ -47,6 +47,8 @@ pub struct Status {
     pub events: Vec<PastEvent>,
     /// What is wrong with memory, while a controller runs.
     pub alarms: Vec<Alarm>,
+    /// How far plans have been from what engines came to hold, by model and kind of device.
+    pub plan_errors: Vec<PlanError>,
     /// What berth would change.
     pub advice: Option<Advice>,
     /// Engines that died of memory, and why, the newest last.
@@ -241,6 +243,7 @@ pub fn read(
         instances,
         ledger,
         events: journal.events(EVENTS)?,
+        plan_errors: journal.plan_errors()?,
         advice: journal.advice()?,
         deaths: journal.deaths(DEATHS)?,
         alarms: match controller_running {

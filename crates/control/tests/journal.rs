@@ -6,11 +6,12 @@ use berth_control::journal::InstanceEntry;
 use berth_control::{Journal, JournalError};
 use berth_core::Plan;
 use berth_core::inventory::{DeviceId, InstanceId};
-use berth_core::plan::{PlannedDevice, PlannedInstance};
+use berth_core::memory::Footprint;
+use berth_core::plan::{DeviceShare, PlannedDevice, PlannedInstance};
 use berth_core::reconcile::Record;
 use berth_core::spec::{EngineKind, GatewaySpec};
 use berth_core::units::Bytes;
-use berth_core::watch::{Alarm, AlarmKind, DeviceLook, Look};
+use berth_core::watch::{Alarm, AlarmKind, DeviceLook, Holder, Look};
 
 fn instance(args: &str) -> PlannedInstance {
     PlannedInstance {
@@ -163,6 +164,42 @@ fn samples_and_alarms_are_kept() {
     assert_eq!(journal.alarms(3).unwrap(), []);
 }
 
+/// Of each configuration the most that it held stays, and says how near its plan came.
+#[test]
+fn errors_of_plans() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut journal = Journal::open(&folder.path().join("journal")).unwrap();
+    let mut plan = plan("x", None);
+    let mut footprint = Footprint::default();
+    footprint.exact("weights", Bytes::mib(200), String::new());
+    let device = DeviceId("gpu:0".into());
+    let share = DeviceShare { device: device.clone(), footprint, resident_ready: Bytes::ZERO };
+    plan.instances[0].shares = vec![share];
+    let id = plan.instances[0].id.clone();
+    let look = |at_ms: u64, mib: u64| {
+        let holder = |instance, bytes| Holder { pid: 1, name: "x".into(), instance, bytes };
+        let holders =
+            vec![holder(Some(id.clone()), Bytes::mib(mib)), holder(None, Bytes::mib(900))];
+        let device = DeviceLook {
+            node: "n".into(),
+            device: device.clone(),
+            name: "A10".into(),
+            total: Bytes::gib(22),
+            used: Some(Bytes::gib(20)),
+            holders: Some(holders),
+        };
+        Look { at_ms, devices: vec![device], ..Look::default() }
+    };
+    for (at_ms, mib) in [(1, 100), (2, 190), (3, 150)] {
+        journal.sample(&look(at_ms, mib), &plan).unwrap();
+    }
+    plan.instances[0].args = vec!["other".into()];
+    journal.sample(&look(4, 210), &plan).unwrap();
+    let [error] = &journal.plan_errors().unwrap()[..] else { panic!("one model on one device") };
+    assert_eq!((&*error.device, error.configurations), ("A10", 2));
+    assert_eq!((error.least, error.most), (0.95, 1.05));
+}
+
 /// A journal of before there were samples is taken up as it is.
 #[test]
 fn an_older_journal_goes_on() {
@@ -173,11 +210,13 @@ fn an_older_journal_goes_on() {
     let older = rusqlite::Connection::open(&path).unwrap();
     older
         .execute_batch(
-            "DROP TABLE samples; DROP TABLE alarms; DROP TABLE deaths; PRAGMA user_version = 1;",
+            "DROP TABLE samples; DROP TABLE alarms; DROP TABLE deaths; DROP TABLE held; \
+             DROP TABLE most_held; PRAGMA user_version = 1;",
         )
         .unwrap();
     drop(older);
     let journal = Journal::open(&path).unwrap();
     assert_eq!(journal.current().unwrap().unwrap().plan, plan);
     assert_eq!((journal.samples().unwrap(), journal.alarms(0).unwrap()), (0, Vec::new()));
+    assert_eq!(journal.plan_errors().unwrap(), []);
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use berth_core::Digest;
 use berth_core::adjust::{Adjustment, Freeze};
-use berth_core::plan::Plan;
+use berth_core::plan::{Plan, PlannedInstance};
 use berth_core::units::Bytes;
 use berth_core::watch::forensic::Report;
 use berth_core::watch::{Alarm, DeviceLook, Look};
@@ -15,6 +15,8 @@ use super::{Journal, JournalError};
 
 /// Samples that are kept: of sixty devices, every ten seconds, half a day.
 const MAX_SAMPLES: i64 = 250_000;
+/// Starts of which the most that they held is kept.
+const MAX_MOST_HELD: i64 = 10_000;
 /// Reports of deaths that are kept.
 const MAX_DEATHS: i64 = 100;
 
@@ -28,6 +30,23 @@ pub struct Asked {
     pub text: Digest,
     /// The strategy that was asked for.
     pub strategy: Option<String>,
+}
+
+/// How far plans have been from what engines came to hold, of one model on one kind of device.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PlanError {
+    /// The model.
+    pub model: String,
+    /// The kind of device: a GPU's product, or `host memory`.
+    pub device: String,
+    /// The engine.
+    pub engine: String,
+    /// Configurations that were seen.
+    pub configurations: u64,
+    /// The lowest of the most that any held, as a share of its plan.
+    pub least: f64,
+    /// The highest: above 1 a plan was broken.
+    pub most: f64,
 }
 
 /// A plan that berth would bring into force.
@@ -117,9 +136,50 @@ impl Journal {
             ];
             transaction.execute(insert, row).map_err(sqlite)?;
         }
-        let bound = "DELETE FROM samples WHERE seq <= (SELECT max(seq) FROM samples) - ?1";
-        transaction.execute(bound, [MAX_SAMPLES]).map_err(sqlite)?;
+        for (instance, device, observed) in held(plan, look) {
+            let planned = signed(instance.bytes_on(&device.node, &device.device));
+            let (at_ms, id, observed) = (look.at_ms as i64, &instance.id.0, signed(observed));
+            let insert = "INSERT INTO held (at_ms, instance, node, device, planned, observed) \
+                          VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+            let row = params![at_ms, id, device.node, device.device.0, planned, observed];
+            transaction.execute(insert, row).map_err(sqlite)?;
+            let insert = "INSERT INTO most_held VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) \
+                          ON CONFLICT (config, device_name) DO UPDATE SET \
+                          observed = max(observed, excluded.observed), at_ms = excluded.at_ms";
+            let (config, engine) = (instance.config(), instance.engine.as_str());
+            let (config, model) = (config.as_str(), &instance.model);
+            let row = params![config, device.name, model, engine, planned, observed, at_ms];
+            transaction.execute(insert, row).map_err(sqlite)?;
+        }
+        for table in ["samples", "held"] {
+            let bound =
+                format!("DELETE FROM {table} WHERE seq <= (SELECT max(seq) FROM {table}) - ?1");
+            transaction.execute(&bound, [MAX_SAMPLES]).map_err(sqlite)?;
+        }
+        let bound = "DELETE FROM most_held WHERE rowid NOT IN \
+                     (SELECT rowid FROM most_held ORDER BY at_ms DESC LIMIT ?1)";
+        transaction.execute(bound, [MAX_MOST_HELD]).map_err(sqlite)?;
         transaction.commit().map_err(sqlite)
+    }
+
+    /// How far plans have been from what engines came to hold.
+    ///
+    /// # Errors
+    /// Where the journal can't be read.
+    pub fn plan_errors(&self) -> Result<Vec<PlanError>, JournalError> {
+        let sql = "SELECT model, device_name, engine, count(*), \
+                   min(CAST(observed AS REAL) / planned), max(CAST(observed AS REAL) / planned) \
+                   FROM most_held WHERE planned > 0 GROUP BY model, device_name, engine";
+        self.rows(sql, |row| {
+            Ok(PlanError {
+                model: row.get(0)?,
+                device: row.get(1)?,
+                engine: row.get(2)?,
+                configurations: row.get::<_, i64>(3)?.unsigned_abs(),
+                least: row.get(4)?,
+                most: row.get(5)?,
+            })
+        })
     }
 
     /// The samples that there are.
@@ -180,4 +240,18 @@ impl Journal {
     pub fn frozen(&self) -> Result<Vec<Freeze>, JournalError> {
         Ok(self.meta("frozen")?.unwrap_or_default())
     }
+}
+
+/// What instances hold of devices that they have a share of, as far as it was seen.
+fn held<'a>(
+    plan: &'a Plan,
+    look: &'a Look,
+) -> impl Iterator<Item = (&'a PlannedInstance, &'a DeviceLook, Bytes)> {
+    plan.instances.iter().flat_map(move |instance| {
+        let here = look.devices.iter().filter(|one| one.node == instance.node);
+        here.filter(|one| instance.uses(&one.device)).filter_map(move |device| {
+            let held = device.held_by(&instance.id).filter(|held| *held > Bytes::ZERO)?;
+            Some((instance, device, held))
+        })
+    })
 }

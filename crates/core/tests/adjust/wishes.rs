@@ -115,7 +115,7 @@ fn others_that_take_room_make_the_largest_smaller() {
     };
     let mut law = Law::default();
     let wish = |law: &mut Law, at_ms| {
-        law.step(&plan(), &Look { at_ms, ..Look::default() }, &[alarm.clone()], &[])
+        law.step(&plan(), &Look { at_ms, ..Look::default() }, std::slice::from_ref(&alarm), &[])
     };
     assert_eq!(wish(&mut law, 30_000), None, "what comes and goes is let be");
     let found = wish(&mut law, 60_000).unwrap();
