@@ -8,6 +8,8 @@ use berth_control::clock::now_ms;
 use berth_control::journal::{Advice, Asked};
 use berth_core::adjust::law::can_do_without;
 use berth_core::adjust::{Adjustment, Direction, Mode, PACE_S, Wish, knob};
+use berth_core::inventory::InstanceId;
+use berth_core::plan::Change;
 use berth_core::report::PlanVerdict;
 use berth_core::watch::Look;
 use berth_core::{Digest, Plan, Spec};
@@ -43,20 +45,33 @@ pub(crate) fn answer(state: &Path, wish: &Wish, look: &Look) -> Result<Came, Fai
         return Ok(Came::Nothing(why.to_owned()));
     };
     let args = PlanArgs { file: asked.file.clone(), strategy: asked.strategy.clone(), json: false };
+    if !journal.rollbacks()?.is_empty() {
+        let why =
+            "a change went back: `berth status` says why, and the next `berth apply` settles it";
+        return Ok(Came::Nothing(why.to_owned()));
+    }
+    let found = first_that_fits(state, &args, &journal, &current, wish)?;
+    // After planning: it must not have taken up what nobody has applied.
     if text(&args.file)? != asked.text {
         let file = args.file.display();
         let why =
             format!("{file} has changed since it was applied: apply it, and berth goes by it");
         return Ok(Came::Nothing(why));
     }
-    let Some((changes, plan)) = first_that_fits(state, &args, &journal, &current, wish)? else {
-        return Ok(Came::Nothing("no change of its flags that is allowed would fit".to_owned()));
+    let Some((changes, plan)) = found else {
+        return Ok(Came::Nothing(
+            "no change of its flags that is allowed fits where its instances are".to_owned(),
+        ));
     };
+    if plan.parent != Some(current.digest()) {
+        return Ok(Came::Nothing("another plan came into force meanwhile".to_owned()));
+    }
     let mut advice = Advice { changes, plan, at_ms: now_ms() };
     let is_free = advice.changes.iter().all(|one| can_do_without(&current, &one.deployment, look));
     if current.adjust.mode == Mode::Auto && is_free {
         advice.plan.pace_s = PACE_S;
         journal.commit(&advice.plan, None, now_ms())?;
+        journal.set_asked(&asked)?;
         return Ok(Came::Applied(advice));
     }
     journal.set_advice(&advice)?;
@@ -93,14 +108,27 @@ fn first_that_fits(
         let kept = current.adjustments.iter().filter(is_other).cloned();
         let all: Vec<Adjustment> = kept.chain(changes.iter().cloned()).collect();
         let planned = prepare::plan_adjusted(state, args, None, journal, &all)?;
-        // What nobody asked to change stays: no instance may be lost for it.
-        let has_all = planned.plan.instances.len() >= current.instances.len();
-        if planned.report.verdict == PlanVerdict::Fits && has_all {
+        if planned.report.verdict == PlanVerdict::Fits
+            && changes_only(&planned.plan, current, &changes)
+        {
             let gateway = current.gateway.clone();
             return Ok(Some((changes, Plan { gateway, ..planned.plan })));
         }
     }
     Ok(None)
+}
+
+/// Whether nothing else restarts than what is adjusted, and nothing comes, goes or moves.
+fn changes_only(plan: &Plan, current: &Plan, changes: &[Adjustment]) -> bool {
+    let is_adjusted = |id: &InstanceId| {
+        let deployment = plan.instance(id).map(|one| one.deployment.as_str());
+        changes.iter().any(|one| Some(one.deployment.as_str()) == deployment)
+    };
+    plan.changes_from(Some(current)).iter().all(|(id, change)| match change {
+        Change::Stay => true,
+        Change::Restart => is_adjusted(id),
+        Change::Start | Change::Stop => false,
+    })
 }
 
 /// A deployment, which way, and how many steps.

@@ -47,7 +47,7 @@ pub(crate) fn inventory(journal: &Journal) -> Result<Inventory, Failure> {
 fn on_ray(ray: &RaySpec, journal: &Journal, current: Option<&Plan>) -> Result<Inventory, Failure> {
     let (inventory, _) = berth_control::ray::observe(ray, &journal.state_id()?)?;
     Ok(match current {
-        Some(current) => inventory.without(current),
+        Some(current) => inventory.without(&berth_control::watch::as_it_runs(current, journal)?),
         None => inventory,
     })
 }

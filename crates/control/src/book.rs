@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use berth_core::inventory::{InstanceId, RunningInstance};
 use berth_core::plan::{Plan, PlannedInstance};
-use berth_core::reconcile::roll::{Seen, on_the_way};
+use berth_core::reconcile::roll::{Seen, goes_back, on_the_way};
 use berth_core::reconcile::{self, Phase, Record};
 use berth_core::spec::{External, GatewaySpec};
 use berth_engines::{Cause, Diagnosis};
@@ -162,26 +162,17 @@ impl Book {
         self.emit(&planned.id, EventKind::Failed { diagnosis, retry_in_ms })
     }
 
-    /// An instance that can't run as planned goes back to what it was when it was last proven, and with it those of its
-    /// deployment that have not changed yet, where that still fits beside the others.
+    /// What can't run as planned goes back.
     pub(crate) fn roll_back(&mut self) -> Result<(), JournalError> {
         let Some(seq) = self.current.as_ref().map(|current| current.seq) else { return Ok(()) };
-        let plan = self.effective_plan();
-        for planned in &plan.instances {
-            let gave_up = self.phase(planned) == Some(Phase::Failed);
-            let Some(own) = self.earlier(planned).filter(|_| gave_up) else { continue };
-            let own = (planned.id.clone(), own.clone());
-            let siblings = plan.instances.iter().filter(|one| one.deployment == planned.deployment);
-            let all = siblings.filter_map(|one| Some((one.id.clone(), self.earlier(one)?.clone())));
-            for back in [all.collect(), BTreeMap::from([own])] {
-                if reconcile::keeps_budgets(&reconcile::with_rollbacks(&plan, &back)) {
-                    crash::point();
-                    self.journal.set_rollbacks(seq, &back)?;
-                    self.rollbacks.extend(back);
-                    self.emit(&planned.id, EventKind::RolledBack)?;
-                    break;
-                }
-            }
+        // What went back before counts for what comes next.
+        while let Some((id, back)) =
+            goes_back(&self.effective_plan(), &self.records(), &self.proven)
+        {
+            crash::point();
+            self.journal.set_rollbacks(seq, &back)?;
+            self.rollbacks.extend(back);
+            self.emit(&id, EventKind::RolledBack)?;
         }
         Ok(())
     }
@@ -196,6 +187,17 @@ impl Book {
     pub(crate) fn is_on_trial(&self, planned: &PlannedInstance, now_ms: u64) -> bool {
         self.record(planned).is_some_and(|record| record.is_on_trial(now_ms))
             && self.earlier(planned).is_some()
+    }
+
+    /// Notes all that are ready as proven.
+    pub(crate) fn prove(&mut self) -> Result<(), JournalError> {
+        for planned in self.effective_plan().instances {
+            if self.phase(&planned) == Some(Phase::Ready) {
+                self.journal.set_proven(&planned)?;
+                self.proven.insert(planned.id.clone(), planned);
+            }
+        }
+        Ok(())
     }
 
     /// Notes those that are proven as they run: at once where nothing was before, else once their trial is over.
@@ -226,9 +228,10 @@ impl Book {
         target: &Plan,
         running: &[RunningInstance],
         leaving: &BTreeSet<InstanceId>,
+        absent: &BTreeSet<InstanceId>,
     ) -> Plan {
         let (proven, records, now_ms) = (&self.proven, &self.records(), now_ms());
-        on_the_way(target, Seen { proven, running, records, leaving, now_ms })
+        on_the_way(target, Seen { proven, running, records, leaving, absent, now_ms })
     }
 
     pub(crate) fn emit(&self, instance: &InstanceId, kind: EventKind) -> Result<(), JournalError> {

@@ -116,6 +116,14 @@ impl Controller {
         }
     }
 
+    /// Takes what is ready for proven, on trial or not: for when nobody will watch any more.
+    ///
+    /// # Errors
+    /// Where the journal can't be written.
+    pub fn prove(&mut self) -> Result<(), JournalError> {
+        self.book().prove()
+    }
+
     /// How patient stops are from now on.
     pub fn set_patience(&mut self, patience: Patience) {
         match &mut self.actor {

@@ -298,7 +298,8 @@ impl Journal {
         Ok(None)
     }
 
-    /// Brings a plan into force. Instances that failed get another chance.
+    /// Brings a plan into force. Instances that failed get another chance; what was advised was for another plan, and
+    /// which spec this one is from has to be said anew.
     ///
     /// # Errors
     /// [`JournalError::Stale`] where another plan came into force since this one was made.
@@ -330,6 +331,7 @@ impl Journal {
         transaction
             .execute_batch(
                 "DELETE FROM rollbacks;
+                 DELETE FROM meta WHERE key IN ('asked', 'advice');
                  DELETE FROM instances WHERE json_extract(record, '$.phase') = 'failed'
                     OR json_extract(record, '$.phase.backoff') IS NOT NULL;",
             )

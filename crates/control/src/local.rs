@@ -1,6 +1,6 @@
 //! One turn of the loop on this machine: observe, note what changed, decide, act.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::process::Child;
 
@@ -10,6 +10,7 @@ use berth_core::plan::{Plan, PlannedInstance};
 use berth_core::reconcile::{self, Action, Phase};
 use berth_core::spec::GatewaySpec;
 use berth_engines::{Cause, Diagnosis, ExitKind, Health, health, llama_server};
+use tokio::task::JoinHandle;
 
 use crate::book::Book;
 use crate::clock::now_ms;
@@ -24,8 +25,6 @@ use crate::stops::{Patience, Step, Stops};
 
 /// An engine that isn't ready after this long is stopped.
 const START_LIMIT_MS: u64 = 15 * 60 * 1000;
-/// Probes that an engine may leave without an answer.
-const MOST_PROBES: u32 = 3;
 /// Of an engine that had been ready, only the last lines of its log say why it ended.
 const LAST_LINES: usize = 50;
 
@@ -41,8 +40,8 @@ pub(crate) struct LocalController {
     exits: HashMap<u32, ExitKind>,
     /// The process that each instance had last.
     pids: HashMap<InstanceId, u32>,
-    /// Probes in a row that a process has not answered.
-    probes_failed: HashMap<u32, u32>,
+    /// Requests for one token that changed engines are asked, by process.
+    probes: HashMap<u32, JoinHandle<bool>>,
     stops: Stops<u32>,
     patience: Patience,
     pulse: Pulse,
@@ -67,7 +66,7 @@ impl LocalController {
             children: HashMap::new(),
             exits: HashMap::new(),
             pids: HashMap::new(),
-            probes_failed: HashMap::new(),
+            probes: HashMap::new(),
             stops: Stops::default(),
             patience: Patience::Drain,
             pulse: Pulse::default(),
@@ -111,6 +110,12 @@ impl LocalController {
         self.note_lost(&plan).await?;
         self.book.note_proven(&plan, &self.running)?;
         self.book.roll_back()?;
+        if self.book.is_stale() {
+            // Another plan came into force meanwhile: the next turn reads it.
+            let (externals, gateway) = (Vec::new(), GatewaySpec::default());
+            let instances = self.statuses(&plan);
+            return Ok(Turn { is_settled: false, instances, externals, gateway });
+        }
         let plan = self.plan_for_now();
         for action in reconcile::next_actions(&plan, &self.running, &self.book.records(), now_ms())
         {
@@ -131,7 +136,8 @@ impl LocalController {
     fn plan_for_now(&self) -> Plan {
         let leaving = self.running.iter().filter(|one| self.stops.is_leaving(&one.pid));
         let leaving = leaving.map(|one| one.id.clone()).collect();
-        self.book.plan_for_now(&self.book.effective_plan(), &self.running, &leaving)
+        let target = self.book.effective_plan();
+        self.book.plan_for_now(&target, &self.running, &leaving, &BTreeSet::new())
     }
 
     fn is_settled(&self) -> bool {
@@ -197,8 +203,9 @@ impl LocalController {
             }
         }
         let running = &self.running;
-        self.probes_failed.retain(|pid, _| running.iter().any(|one| one.pid == *pid));
-        self.stops.retain(|pid| running.iter().any(|running| running.pid == *pid));
+        self.probes.retain(|pid, _| running.iter().any(|one| one.pid == *pid));
+        // What runs as it is wanted is not being stopped, whatever was wanted before.
+        self.stops.retain(|pid| running.iter().any(|one| one.pid == *pid && !plan.wants(one)));
         for id in self.book.unwanted(plan) {
             if !self.running.iter().any(|running| running.id == id) {
                 self.book.forget(&id)?;
@@ -272,12 +279,12 @@ impl LocalController {
                 owns_port(&pids, planned.port) && health::ask(planned.port).await == Health::Ready;
             // What was changed has to show that it works before requests go there.
             let is_changed = self.book.earlier(planned).is_some();
-            if is_ready && is_changed && !health::probe(planned.port, planned.served_name()).await {
-                let failed = self.probes_failed.entry(running.pid).or_default();
-                *failed += 1;
-                if *failed >= MOST_PROBES {
-                    self.give_up(planned, &running, no_answer())?;
-                }
+            let probed =
+                if is_ready && is_changed { self.probed(planned, &running).await } else { None };
+            if probed == Some(false) {
+                self.give_up(planned, &running, no_answer())?;
+            } else if is_ready && is_changed && probed.is_none() {
+                // The probe is on its way.
             } else if is_ready {
                 let log = log_file::head(&self.dir.log(&planned.id));
                 let rolled_back = self.book.is_rolled_back(&planned.id);
@@ -295,6 +302,22 @@ impl LocalController {
             }
         }
         Ok(())
+    }
+
+    /// What came of asking a changed engine for one token, beside the loop; none while it is asked.
+    async fn probed(
+        &mut self,
+        planned: &PlannedInstance,
+        running: &RunningInstance,
+    ) -> Option<bool> {
+        let (port, name) = (planned.port, planned.served_name().to_owned());
+        let ask = || tokio::spawn(async move { health::probe(port, &name).await });
+        let probe = self.probes.entry(running.pid).or_insert_with(ask);
+        if !probe.is_finished() {
+            return None;
+        }
+        let answered = self.probes.remove(&running.pid)?.await;
+        Some(answered.unwrap_or(false))
     }
 
     /// Journals the start, then starts.
@@ -369,7 +392,8 @@ fn unresponsive() -> Diagnosis {
 
 fn no_answer() -> Diagnosis {
     Diagnosis {
-        cause: Cause::Unresponsive,
+        // It would do so again: what it was before is better.
+        cause: Cause::CannotStart,
         message: "its health endpoint answers, and a request for one token doesn't".to_owned(),
         hint: "its log in STATE/logs says what it was doing".to_owned(),
         evidence: None,

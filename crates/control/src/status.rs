@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use berth_cluster::local::{self, StateDir, lock};
 use berth_core::Digest;
+use berth_core::adjust::Freeze;
 use berth_core::inventory::{DeviceKind, InstanceId, Inventory, ProcessMemory, RunningInstance};
 use berth_core::ledger::{self, Evidence, LedgerEntry};
 use berth_core::plan::{Plan, PlannedDevice, PlannedInstance};
@@ -186,6 +187,7 @@ pub fn read(
         running,
         records: &records,
         leaving: &BTreeSet::new(),
+        absent: &BTreeSet::new(),
         now_ms: now_ms(),
     };
     let plan = target.as_ref().map(|target| on_the_way(target, known));
@@ -232,6 +234,7 @@ pub fn read(
     routes.remove("");
     let mut notes = inventory.notes.clone();
     notes.extend(ledger.iter().filter_map(over_its_limit));
+    notes.extend(frozen(&journal.frozen()?, now_ms()));
     Ok(Status {
         strategy,
         plan_digest,
@@ -251,6 +254,19 @@ pub fn read(
             false => Vec::new(),
         },
         notes,
+    })
+}
+
+/// Deployments that get no more memory for a while, in words.
+fn frozen(all: &[Freeze], now_ms: u64) -> impl Iterator<Item = String> {
+    const HOUR_MS: u64 = 3_600_000;
+    let left = move |one: &Freeze| one.until_ms.checked_sub(now_ms).filter(|left| *left > 0);
+    all.iter().filter_map(move |one| {
+        let hours = left(one)?.div_ceil(HOUR_MS);
+        Some(format!(
+            "{} died of memory or went back: berth advises no more memory for it for {hours} h",
+            one.deployment
+        ))
     })
 }
 

@@ -9,7 +9,7 @@ use berth_core::adjust::law::FREEZE_MS;
 use berth_core::adjust::{Freeze, Law, Mode, Wish};
 use berth_core::inventory::InstanceId;
 use berth_core::plan::{Plan, PlannedInstance};
-use berth_core::reconcile::Phase;
+use berth_core::reconcile::{Phase, with_rollbacks};
 use berth_core::spec::RaySpec;
 use berth_core::watch::forensic::{self, Report};
 use berth_core::watch::{Changes, EngineLook, Look, Watch};
@@ -52,12 +52,15 @@ pub async fn watch(dir: &StateDir, tell: impl Fn(Told)) -> Result<(), JournalErr
         if now != seq {
             plan = journal.current()?.map(|journalled| journalled.plan);
             seq = now;
+            // What was seen under another plan says nothing of this one.
+            law = Law::default();
         }
         let mut pause = LOOK;
-        if let Some(plan) = &plan {
-            if plan.ray.is_some() {
+        if let Some(target) = &plan {
+            if target.ray.is_some() {
                 pause = LOOK_AT_RAY;
             }
+            let plan = &as_it_runs(target, &journal)?;
             let look = look(&state_id, plan).await;
             let is_time = look.at_ms.saturating_sub(sampled_ms) >= SAMPLE_MS;
             if is_time {
@@ -70,16 +73,22 @@ pub async fn watch(dir: &StateDir, tell: impl Fn(Told)) -> Result<(), JournalErr
             for report in deaths(&journal, plan, &watch)? {
                 if journal.keep_death(&report)? {
                     freeze(&journal, &mut frozen, plan, &report.instance, look.at_ms)?;
-                    wish = law.died(plan, &report.instance, look.at_ms);
+                    let less = law.died(plan, &report.instance, look.at_ms);
+                    wish = wish.or(less);
                     tell(Told::Death(Box::new(report)));
                 }
             }
             if !plan.adjustments.is_empty() {
-                for id in journal.rollbacks()?.keys() {
+                let is_adjusted = |one: &&PlannedInstance| {
+                    plan.adjustments.iter().any(|it| it.deployment == one.deployment)
+                };
+                for PlannedInstance { id, .. } in journal.rollbacks()?.values().filter(is_adjusted)
+                {
                     freeze(&journal, &mut frozen, plan, id, look.at_ms)?;
                 }
             }
-            let wish = law.step(plan, &look, watch.alarms(), &frozen).or(wish);
+            let other = law.step(plan, &look, watch.alarms(), &frozen);
+            let wish = wish.or(other);
             if let Some(wish) = wish.filter(|_| plan.adjust.mode > Mode::Off) {
                 tell(Told::Wish(wish, Box::new(look)));
             }
@@ -92,6 +101,20 @@ pub async fn watch(dir: &StateDir, tell: impl Fn(Told)) -> Result<(), JournalErr
         }
         tokio::time::sleep(pause).await;
     }
+}
+
+/// The plan with instances that have not changed yet, or went back, as they run: what they hold is to be measured by
+/// that.
+pub fn as_it_runs(plan: &Plan, journal: &Journal) -> Result<Plan, JournalError> {
+    let (records, proven) = (journal.instances()?, journal.proven()?);
+    let runs_as_it_was = |earlier: &PlannedInstance| {
+        let record = records.get(&earlier.id).map(|entry| &entry.record);
+        let planned = plan.instance(&earlier.id);
+        planned.is_some_and(|planned| planned != earlier)
+            && record.is_some_and(|record| record.config == earlier.config())
+    };
+    let earlier = proven.into_iter().filter(|(_, one)| runs_as_it_was(one)).collect();
+    Ok(with_rollbacks(plan, &earlier))
 }
 
 /// An instance's deployment gets no more memory for a day from now; a freeze that is on goes on as it was.

@@ -45,6 +45,9 @@ pub async fn ask_at(address: SocketAddr, path: &'static str) -> Health {
     }
 }
 
+/// A first token of a large model on a busy processor may take this long.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(120);
+
 /// Whether a server on a loopback port answers a request for one token: anything but an error of the server's own, since
 /// a model that writes no text may say so.
 pub async fn probe(port: u16, model: &str) -> bool {
@@ -59,7 +62,7 @@ pub async fn probe(port: u16, model: &str) -> bool {
         let stream = TcpStream::connect(address).await.ok()?;
         send(stream, request, async |_| ()).await.ok()
     };
-    let answer = tokio::time::timeout(TIMEOUT, asking).await.ok().flatten();
+    let answer = tokio::time::timeout(PROBE_TIMEOUT, asking).await.ok().flatten();
     let is_its_own_error =
         |status: StatusCode| status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED;
     answer.is_some_and(|(status, ())| !is_its_own_error(status))

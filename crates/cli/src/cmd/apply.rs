@@ -21,6 +21,8 @@ pub(crate) fn run(state: &Path, args: &ApplyArgs) -> Result<ExitCode, Failure> {
         return advised(&dir, journal, args.plan.json);
     }
     let args = &args.plan;
+    // Before it is planned: what is written into it from now on was not asked for.
+    let asked = advise::asked(args)?;
     let planned = prepare::plan(state, args, None, &journal)?;
     if planned.report.verdict == PlanVerdict::Impossible {
         plan::show(&planned, args.json)?;
@@ -29,7 +31,7 @@ pub(crate) fn run(state: &Path, args: &ApplyArgs) -> Result<ExitCode, Failure> {
     let before = journal.current()?.map(|journalled| journalled.plan);
     output::talk(&output::changes(&planned.plan, before.as_ref()));
     journal.commit(&planned.plan, Some(&planned.report), now_ms())?;
-    journal.set_asked(&advise::asked(args)?)?;
+    journal.set_asked(&asked)?;
     finish(&dir, &journal, args.json)
 }
 
@@ -45,8 +47,12 @@ fn advised(dir: &StateDir, mut journal: Journal, is_json: bool) -> Result<ExitCo
         return Ok(ExitCode::from(DOES_NOT_FIT));
     }
     let before = journal.current()?.map(|journalled| journalled.plan);
+    let (asked, advice) = (journal.asked()?, advice.at(now_ms()));
     output::talk(&output::changes(&advice.plan, before.as_ref()));
     journal.commit(&advice.plan, None, now_ms())?;
+    if let Some(asked) = asked {
+        journal.set_asked(&asked)?;
+    }
     finish(dir, &journal, is_json)
 }
 
@@ -73,6 +79,8 @@ pub(crate) fn carry_out(dir: &StateDir, journal: &Journal) -> Result<Status, Fai
             Some(mut controller) => {
                 controller.journal_mut().set_gateway(None)?;
                 lifecycle::settle(&mut controller, None).await?;
+                // Nobody watches how the trial of what is ready ends.
+                controller.prove()?;
             }
             None => {
                 output::talk("another berth watches over this state; it makes the change");

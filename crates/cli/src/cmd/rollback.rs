@@ -5,6 +5,8 @@ use std::process::ExitCode;
 
 use berth_control::Journal;
 use berth_control::clock::now_ms;
+use berth_core::adjust::Freeze;
+use berth_core::adjust::law::FREEZE_MS;
 use berth_core::{Bytes, Inventory, Plan};
 
 use super::apply;
@@ -32,9 +34,23 @@ pub(crate) fn run(state: &Path, args: &RollbackArgs) -> Result<ExitCode, Failure
         output::talk("hint: free it, or plan anew with `berth apply`");
         return Ok(ExitCode::from(DOES_NOT_FIT));
     }
-    let plan = Plan { parent: Some(current.plan.digest()), ..earlier };
+    let plan = Plan { parent: Some(current.plan.digest()), pace_s: 0, ..earlier };
+    freeze(&journal, &current.plan, &plan)?;
     journal.commit(&plan, None, now_ms())?;
     apply::finish(&dir, &journal, args.json)
+}
+
+/// What was adjusted and is taken back gets no more for a while: its user didn't want it.
+fn freeze(journal: &Journal, before: &Plan, after: &Plan) -> Result<(), Failure> {
+    let taken_back = before.adjustments.iter().filter(|one| !after.adjustments.contains(one));
+    let mut frozen = journal.frozen()?;
+    frozen.extend(
+        taken_back.map(|one| Freeze {
+            deployment: one.deployment.clone(),
+            until_ms: now_ms() + FREEZE_MS,
+        }),
+    );
+    Ok(journal.set_frozen(&frozen)?)
 }
 
 /// What of the plan somebody else has taken since: a port, or memory that it counts on.

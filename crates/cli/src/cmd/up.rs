@@ -22,12 +22,12 @@ pub(crate) fn run(state: &Path, args: &UpArgs) -> Result<ExitCode, Failure> {
         return rehearse::run(state, args);
     }
     let dir = prepare::state_dir(state)?;
+    let asked = advise::asked(&args.plan)?;
     let planned = prepare::plan(state, &args.plan, args.listen, &Journal::open(&dir.journal())?)?;
     plan::show(&planned, false)?;
     if planned.report.verdict == PlanVerdict::Impossible {
         return Ok(plan::exit_code(&planned));
     }
-    let asked = advise::asked(&args.plan)?;
     lifecycle::runtime()?.block_on(up(&dir, &planned, &asked))
 }
 
@@ -51,7 +51,7 @@ pub(super) async fn up(
         async move { gateway.serve(listener, DRAIN_LIMIT).await }
     });
     tokio::spawn(lifecycle::follow_keys(gateway.clone(), spec.keys.as_ref().map(PathBuf::from)));
-    tokio::spawn(lifecycle::watch(dir.clone()));
+    let watching = tokio::spawn(lifecycle::watch(dir.clone()));
     let routes = dir.routes();
     let served = Served { gateway: &gateway, routes: &routes };
     let ended = tokio::select! {
@@ -66,6 +66,8 @@ pub(super) async fn up(
         gateway.drain();
         return ended;
     }
+    // Nothing is adjusted any more.
+    watching.abort();
     output::talk("\nstopping: finishing what runs (Ctrl-C again stops at once)");
     gateway.drain();
     tokio::select! {

@@ -32,6 +32,19 @@ pub struct Asked {
     pub strategy: Option<String>,
 }
 
+impl Advice {
+    /// The same as it is taken at a time: from then on its deployments are let be.
+    #[must_use]
+    pub fn at(mut self, now_ms: u64) -> Self {
+        for one in &mut self.plan.adjustments {
+            if self.changes.iter().any(|change| change.deployment == one.deployment) {
+                one.at_ms = now_ms;
+            }
+        }
+        self
+    }
+}
+
 /// How far plans have been from what engines came to hold, of one model on one kind of device.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct PlanError {

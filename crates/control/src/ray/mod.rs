@@ -210,7 +210,9 @@ impl RayController {
         let is_leaving =
             |one: &&RunningInstance| one.config == going() || self.stops.is_leaving(&one.id);
         let leaving = running.iter().filter(is_leaving).map(|one| one.id.clone()).collect();
-        let now = self.book.plan_for_now(&target, running, &leaving);
+        let away = target.instances.iter().filter(|one| !self.has_node(one));
+        let absent = away.map(|one| one.id.clone()).collect();
+        let now = self.book.plan_for_now(&target, running, &leaving, &absent);
         (target, now)
     }
 

@@ -34,6 +34,12 @@ impl RayController {
             let app = app.filter(is_own).filter(|app| app.status != AppStatus::Deleting);
             match (self.book.phase(planned), app) {
                 (Some(Phase::Starting), Some(app)) => self.note_starting(planned, &app)?,
+                (Some(Phase::Ready), Some(app))
+                    if !still_serves(&app) && self.book.is_on_trial(planned, now_ms()) =>
+                {
+                    self.book
+                        .fail(planned, serve_replica::diagnose(planned.engine, &app.message))?;
+                }
                 (Some(Phase::Ready), Some(app)) if !still_serves(&app) => {
                     self.book.emit(&planned.id, EventKind::Recovering)?;
                     self.book.set_starting(planned)?;

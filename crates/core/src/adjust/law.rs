@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Adjustment, PACE_S};
 use crate::inventory::InstanceId;
-use crate::plan::{Plan, PlannedInstance};
+use crate::plan::{Plan, PlannedDevice, PlannedInstance};
 use crate::watch::{Alarm, AlarmKind, EngineLook, Look};
 
 const MINUTE_MS: u64 = 60_000;
@@ -103,31 +103,30 @@ impl Law {
             self.add(engine, look.at_ms);
         }
         let now_ms = look.at_ms;
-        let wish = crowded(plan, alarms, now_ms).or_else(|| self.pressed(plan, frozen, now_ms));
-        wish.and_then(|wish| self.granted(plan, wish, now_ms))
-    }
-
-    /// What should change after an engine has died of memory.
-    pub fn died(&mut self, plan: &Plan, dead: &InstanceId, now_ms: u64) -> Option<Wish> {
-        let wish = Wish {
-            deployment: plan.instance(dead)?.deployment.clone(),
-            direction: Direction::Less,
-            why: format!("{dead} died of memory"),
-            givers: Vec::new(),
-        };
-        self.granted(plan, wish, now_ms)
-    }
-
-    /// A wish, unless the cluster was changed just now, or the same was wished.
-    fn granted(&mut self, plan: &Plan, wish: Wish, now_ms: u64) -> Option<Wish> {
-        let pace_ms = PACE_S * 1000;
-        let last_ms = self.wished_ms.get(&wish.deployment).copied();
-        let is_told = last_ms.is_some_and(|last_ms| last_ms.saturating_add(pace_ms) > now_ms);
-        if is_told || !is_due(&plan.adjustments, pace_ms, now_ms) {
+        if !is_due(&plan.adjustments, PACE_S * 1000, now_ms) {
             return None;
         }
+        let wish = self.crowded(plan, alarms, now_ms);
+        let wish = wish.or_else(|| self.pressed(plan, frozen, now_ms))?;
         self.wished_ms.insert(wish.deployment.clone(), now_ms);
         Some(wish)
+    }
+
+    /// What should change after an engine has died of memory, however short the last change is ago.
+    pub fn died(&mut self, plan: &Plan, dead: &InstanceId, now_ms: u64) -> Option<Wish> {
+        let deployment = plan.instance(dead)?.deployment.clone();
+        if self.is_told(&deployment, now_ms) {
+            return None;
+        }
+        self.wished_ms.insert(deployment.clone(), now_ms);
+        let why = format!("{dead} died of memory");
+        Some(Wish { deployment, direction: Direction::Less, why, givers: Vec::new() })
+    }
+
+    /// Whether something was wished for a deployment just now: others may have their turn.
+    fn is_told(&self, deployment: &str, now_ms: u64) -> bool {
+        let last_ms = self.wished_ms.get(deployment);
+        last_ms.is_some_and(|last_ms| last_ms.saturating_add(PACE_S * 1000) > now_ms)
     }
 
     fn add(&mut self, engine: &EngineLook, at_ms: u64) {
@@ -169,7 +168,11 @@ impl Law {
             let deployment = &instance.deployment;
             let is_pressed =
                 self.past.get(&instance.id).and_then(VecDeque::back).is_some_and(is_full);
-            if !is_pressed || is_frozen(deployment) || !has_cooled(plan, deployment, now_ms) {
+            if !is_pressed
+                || is_frozen(deployment)
+                || self.is_told(deployment, now_ms)
+                || !has_cooled(plan, deployment, now_ms)
+            {
                 continue;
             }
             let samples = self.over(&instance.id, PRESSED_MS, now_ms);
@@ -178,7 +181,7 @@ impl Law {
                     deployment: deployment.clone(),
                     direction: Direction::More,
                     why: format!("{} {why}", instance.id),
-                    givers: self.givers(plan, instance, now_ms),
+                    givers: self.givers(plan, instance, &is_frozen, now_ms),
                 });
             }
         }
@@ -186,7 +189,13 @@ impl Law {
     }
 
     /// Deployments that share a device with an instance, and have had to spare for half an hour.
-    fn givers(&self, plan: &Plan, taker: &PlannedInstance, now_ms: u64) -> Vec<String> {
+    fn givers(
+        &self,
+        plan: &Plan,
+        taker: &PlannedInstance,
+        is_frozen: &impl Fn(&str) -> bool,
+        now_ms: u64,
+    ) -> Vec<String> {
         let shares = |one: &&PlannedInstance| {
             one.node == taker.node
                 && one.deployment != taker.deployment
@@ -200,9 +209,31 @@ impl Law {
         };
         let can_give = |deployment: &&str| {
             let mut of = plan.instances.iter().filter(|one| one.deployment == *deployment);
-            has_cooled(plan, deployment, now_ms) && of.all(has_spare)
+            !is_frozen(deployment) && has_cooled(plan, deployment, now_ms) && of.all(has_spare)
         };
         near.into_iter().filter(can_give).map(str::to_owned).collect()
+    }
+
+    /// The deployment that has to make room for what others have taken, since it holds the most of the device.
+    fn crowded(&self, plan: &Plan, alarms: &[Alarm], now_ms: u64) -> Option<Wish> {
+        let lasts =
+            |one: &&Alarm| one.kind == AlarmKind::NoRoom && one.since_ms + CROWDED_MS <= now_ms;
+        alarms.iter().filter(lasts).find_map(|alarm| {
+            let is_it = |device: &&PlannedDevice| {
+                alarm.subject == format!("{} {}", device.node, device.device)
+            };
+            let device = plan.devices.iter().find(is_it)?;
+            let bytes = |one: &&PlannedInstance| one.bytes_on(&device.node, &device.device);
+            let there = plan.instances.iter().filter(|one| bytes(one).0 > 0);
+            let largest = there.max_by_key(bytes)?;
+            let is_told = self.is_told(&largest.deployment, now_ms);
+            (!is_told).then(|| Wish {
+                deployment: largest.deployment.clone(),
+                direction: Direction::Less,
+                why: format!("on {} {}", alarm.subject, alarm.message),
+                givers: Vec::new(),
+            })
+        })
     }
 }
 
@@ -238,26 +269,6 @@ fn high(samples: &[&Sample]) -> Option<f64> {
     let mut usages: Vec<f64> = samples.iter().filter_map(|one| one.usage).collect();
     usages.sort_by(f64::total_cmp);
     usages.get((usages.len() * 95).div_ceil(100).checked_sub(1)?).copied()
-}
-
-/// The deployment that has to make room for what others have taken, since it holds the most of the device.
-fn crowded(plan: &Plan, alarms: &[Alarm], now_ms: u64) -> Option<Wish> {
-    let lasts = |one: &&Alarm| one.kind == AlarmKind::NoRoom && one.since_ms + CROWDED_MS <= now_ms;
-    alarms.iter().filter(lasts).find_map(|alarm| {
-        let is_it = |device: &&crate::plan::PlannedDevice| {
-            alarm.subject == format!("{} {}", device.node, device.device)
-        };
-        let device = plan.devices.iter().find(is_it)?;
-        let bytes = |one: &&PlannedInstance| one.bytes_on(&device.node, &device.device);
-        let there = plan.instances.iter().filter(|one| bytes(one).0 > 0);
-        let largest = there.max_by_key(bytes)?;
-        Some(Wish {
-            deployment: largest.deployment.clone(),
-            direction: Direction::Less,
-            why: format!("on {} {}", alarm.subject, alarm.message),
-            givers: Vec::new(),
-        })
-    })
 }
 
 /// Whether a deployment's instances can be away one after the other: nothing is asked of them, or the others have room

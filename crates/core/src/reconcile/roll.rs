@@ -19,6 +19,8 @@ pub struct Seen<'a> {
     pub records: &'a BTreeMap<InstanceId, Record>,
     /// Those that are being stopped.
     pub leaving: &'a BTreeSet<InstanceId>,
+    /// Those whose machines are away: nobody waits for them.
+    pub absent: &'a BTreeSet<InstanceId>,
     /// The time, in milliseconds since 1970.
     pub now_ms: u64,
 }
@@ -30,6 +32,18 @@ pub fn on_the_way(target: &Plan, seen: Seen<'_>) -> Plan {
     if waiting.is_empty() {
         return target.clone();
     }
+    // What ended while it waited, and has no room yet as it shall be, goes on as it was.
+    let now = with_rollbacks(target, &waiting);
+    let runs =
+        |id: &InstanceId| now.instance(id).is_some_and(|one| one.find_in(seen.running).is_some());
+    for planned in target.instances.iter().filter(|one| !runs(&one.id)) {
+        let Some(earlier) = seen.proven.get(&planned.id) else { continue };
+        let record = seen.records.get(&planned.id);
+        let ended_as_it_was = record.is_some_and(|one| one.config == earlier.config());
+        if ended_as_it_was && earlier != planned && !has_room(&now, planned, runs) {
+            waiting.insert(planned.id.clone(), earlier.clone());
+        }
+    }
     let is_open = |instance: &PlannedInstance| !waiting.contains_key(&instance.id);
     let open: Vec<&PlannedInstance> = target.instances.iter().filter(|one| is_open(one)).collect();
     let now = with_rollbacks(target, &waiting);
@@ -37,7 +51,9 @@ pub fn on_the_way(target: &Plan, seen: Seen<'_>) -> Plan {
         |id: &InstanceId| now.instance(id).is_some_and(|one| one.find_in(seen.running).is_some());
     // What is down and has no room is no step that is under way: others' steps may give it room.
     let is_blocked = |one: &PlannedInstance| !runs(&one.id) && !has_room(&now, one, runs);
-    let changing = open.iter().filter(|one| is_changing(one, seen) && !is_blocked(one));
+    let is_here = |one: &PlannedInstance| !seen.absent.contains(&one.id);
+    let changing =
+        open.iter().filter(|one| is_here(one) && is_changing(one, seen) && !is_blocked(one));
     let changing: BTreeSet<&str> = changing.map(|one| one.model.as_str()).collect();
     // A step that nothing forbids is taken even while another is under way elsewhere.
     let mut has_stepped: BTreeSet<String> = BTreeSet::new();
@@ -78,6 +94,7 @@ fn waiting(target: &Plan, seen: Seen<'_>) -> BTreeMap<InstanceId, PlannedInstanc
 fn is_changing(instance: &PlannedInstance, seen: Seen<'_>) -> bool {
     let record = seen.records.get(&instance.id).filter(|one| one.config == instance.config());
     match record.map(|record| record.phase) {
+        // What could go back has (`goes_back`).
         Some(Phase::Failed) => false,
         Some(Phase::Ready) => {
             let is_proven =
@@ -121,6 +138,38 @@ fn next(
         keeps_budgets(&with_rollbacks(target, &others))
     };
     candidates.iter().find(keeps).map(|one| one.id.clone())
+}
+
+/// An instance of `plan` that can't run as planned, and what goes back to what was last proven: with it those of its
+/// deployment that have not changed yet, where that fits beside the others; else it alone; else everything, since others
+/// may have been given the room that it had.
+pub fn goes_back(
+    plan: &Plan,
+    records: &BTreeMap<InstanceId, Record>,
+    proven: &BTreeMap<InstanceId, PlannedInstance>,
+) -> Option<(InstanceId, BTreeMap<InstanceId, PlannedInstance>)> {
+    let earlier = |planned: &PlannedInstance| {
+        proven.get(&planned.id).filter(|one| one.config() != planned.config()).cloned()
+    };
+    let has_failed = |planned: &&PlannedInstance| {
+        records.get(&planned.id).is_some_and(|record| {
+            record.phase == Phase::Failed && record.config == planned.config()
+        })
+    };
+    plan.instances.iter().filter(has_failed).find_map(|failed| {
+        earlier(failed)?;
+        let all = |goes: &dyn Fn(&PlannedInstance) -> bool| -> BTreeMap<_, _> {
+            let going = plan.instances.iter().filter(|one| goes(one));
+            going.filter_map(|one| Some((one.id.clone(), earlier(one)?))).collect()
+        };
+        let tries = [
+            all(&|one| one.deployment == failed.deployment),
+            all(&|one| one.id == failed.id),
+            all(&|_| true),
+        ];
+        let fits = |back: &BTreeMap<_, _>| keeps_budgets(&with_rollbacks(plan, back));
+        Some((failed.id.clone(), tries.into_iter().find(fits)?))
+    })
 }
 
 impl Record {

@@ -68,7 +68,7 @@ impl Flow {
     /// Seconds that requests have spent on instances, all together: counts come at no even distance.
     fn request_seconds(&self) -> f64 {
         let between = |((from, one), (to, other)): (&(u64, Asked), &(u64, Asked))| {
-            (to - from) as f64 / 1e3 * (one.in_flight + other.in_flight) as f64 / 2.0
+            to.saturating_sub(*from) as f64 / 1e3 * (one.in_flight + other.in_flight) as f64 / 2.0
         };
         self.0.iter().zip(self.0.iter().skip(1)).map(between).sum()
     }

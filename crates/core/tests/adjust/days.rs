@@ -220,6 +220,13 @@ fn busy(seed: u64) -> Result<(), String> {
                 world.demand
             ));
         }
+        // Each has its turn: one that waits doesn't keep the other from its own.
+        for model in &pressed {
+            let own = world.adjusted.iter().find(|(_, one)| one.deployment == **model);
+            if phase == 0 && own.is_none_or(|(at_s, _)| *at_s > 40 * 60) {
+                return Err(format!("{model} waited: {:?}", world.adjusted));
+            }
+        }
         if phase == 0 && pressed.is_empty() && first_s.is_some() {
             return Err(format!("{:?} for nothing", world.adjusted));
         }

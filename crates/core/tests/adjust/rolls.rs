@@ -1,4 +1,4 @@
-//! From one plan to another while engines start slowly, die, and fail for good: what runs never holds more than a
+//! From one plan to another while engines start slowly, die, and fail for good, so that changes go back: what runs never holds more than a
 //! device's budget, and of a model that has other instances one at a time is away.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -7,8 +7,8 @@ use berth_core::Digest;
 use berth_core::inventory::{DeviceId, InstanceId, ProcessMemory, RunningInstance};
 use berth_core::memory::Footprint;
 use berth_core::plan::{DeviceShare, Plan, PlannedDevice, PlannedInstance};
-use berth_core::reconcile::roll::{Seen, on_the_way};
-use berth_core::reconcile::{Action, Phase, Record, is_settled, next_actions};
+use berth_core::reconcile::roll::{Seen, goes_back, on_the_way};
+use berth_core::reconcile::{Action, Phase, Record, is_settled, next_actions, with_rollbacks};
 use berth_core::spec::{EngineKind, GatewaySpec};
 use berth_core::units::Bytes;
 
@@ -16,6 +16,8 @@ use crate::chance::{Chance, live};
 
 const SEEDS: u64 = 10_000;
 const BUDGET: u64 = 100;
+/// What can't run, where something did before it.
+const BROKEN: &str = " broken";
 const STEP_MS: u64 = 5000;
 /// A roll that isn't over by then hangs.
 const LONGEST_STEPS: u64 = 3000;
@@ -38,7 +40,7 @@ pub(crate) fn planned(
         model: model.to_owned(),
         engine: EngineKind::Vllm,
         binary: "vllm".to_owned(),
-        args: vec![version.to_string()],
+        args: vec![format!("{version}")],
         environment: BTreeMap::new(),
         library: None,
         host: "127.0.0.1".to_owned(),
@@ -82,7 +84,11 @@ fn plan(chance: &mut Chance, version: u64, before: Option<&Plan>) -> Plan {
             let version = if chance.is(70) { version } else { 0 };
             let shares: Vec<_> = at.into_iter().map(|gpu| (gpu, bytes)).collect();
             // What a configuration takes is part of it.
-            instances.push(planned(id, model, version * 1000 + bytes, &shares));
+            let mut one = planned(id, model, version * 1000 + bytes, &shares);
+            if before.is_some() && chance.is(10) {
+                one.args[0].push_str(BROKEN);
+            }
+            instances.push(one);
         }
     }
     let device = |gpu| PlannedDevice {
@@ -103,6 +109,7 @@ struct World {
     records: BTreeMap<InstanceId, Record>,
     proven: BTreeMap<InstanceId, PlannedInstance>,
     leaving: BTreeMap<InstanceId, u64>,
+    rollbacks: BTreeMap<InstanceId, PlannedInstance>,
     now_ms: u64,
 }
 
@@ -145,6 +152,14 @@ impl World {
                 self.proven.insert(one.id.clone(), one.clone());
             }
         }
+        self.end_broken();
+        while let Some((_, back)) =
+            goes_back(&with_rollbacks(target, &self.rollbacks), &self.records, &self.proven)
+        {
+            self.rollbacks.extend(back);
+        }
+        let target = &with_rollbacks(target, &self.rollbacks);
+        self.note_ends(target);
         let leaving: BTreeSet<InstanceId> = self.leaving.keys().cloned().collect();
         let running = self.seen();
         let seen = Seen {
@@ -152,6 +167,7 @@ impl World {
             running: &running,
             records: &self.records,
             leaving: &leaving,
+            absent: &BTreeSet::new(),
             now_ms,
         };
         let step = on_the_way(target, seen);
@@ -176,6 +192,35 @@ impl World {
         is_settled(target, &running, &self.records)
     }
 
+    /// Engines that can't run end as they become ready, for good.
+    fn end_broken(&mut self) {
+        let (records, proven) = (&mut self.records, &self.proven);
+        let now_ms = self.now_ms;
+        self.running.retain(|(one, config, _)| {
+            let record = records.get_mut(&one.id).unwrap();
+            let is_broken = one.args[0].ends_with(BROKEN) && proven.contains_key(&one.id);
+            let ends = is_broken && record.config == *config && record.phase == Phase::Ready;
+            if ends {
+                *record = record.failed(true, now_ms);
+            }
+            !ends
+        });
+        let running: BTreeSet<_> = self.running.iter().map(|(one, ..)| one.id.clone()).collect();
+        self.leaving.retain(|id, _| running.contains(id));
+    }
+
+    /// What is recorded as running, as it is planned, and does not run.
+    fn note_ends(&mut self, plan: &Plan) {
+        let running = self.seen();
+        for planned in plan.instances.iter().filter(|one| one.find_in(&running).is_none()) {
+            let Some(record) = self.records.get_mut(&planned.id) else { continue };
+            let ran = matches!(record.phase, Phase::Starting | Phase::Ready);
+            if ran && record.config == planned.config() {
+                *record = record.failed(false, self.now_ms);
+            }
+        }
+    }
+
     /// An engine ends by itself.
     fn kill(&mut self, chance: &mut Chance) {
         if self.running.is_empty() {
@@ -188,6 +233,24 @@ impl World {
         if record.config == config {
             *record = record.failed(false, self.now_ms);
         }
+    }
+
+    /// What is planned, recorded and runs, for whoever has to find out.
+    fn shown(&self, target: &Plan) -> String {
+        let shown = |one: &PlannedInstance| {
+            let at: Vec<String> = one.shares.iter().map(|share| share.device.0.clone()).collect();
+            let record = self.records.get(&one.id).map(|record| record.phase);
+            let runs = self.running.iter().find(|(other, ..)| other.id == one.id);
+            let runs = runs.map(|(other, ..)| other.args[0].clone());
+            let was = self.proven.get(&one.id).map(|other| other.args[0].clone());
+            let went_back = self.rollbacks.contains_key(&one.id);
+            format!(
+                "{}: {} on {at:?}, {record:?}, runs {runs:?}, was {was:?}, went back {went_back}",
+                one.id, one.args[0]
+            )
+        };
+        let lines: Vec<String> = target.instances.iter().map(shown).collect();
+        format!("{}; leaving {:?}", lines.join("; "), self.leaving)
     }
 
     /// Instances of a model that serve.
@@ -213,11 +276,12 @@ fn roll(seed: u64) -> Result<(), String> {
     let mut world = World::default();
     let is_rough = chance.is(50);
     for target in [&first, &second] {
+        world.rollbacks.clear();
         let mut steps = 0;
         while !world.turn(target, &mut chance) {
             steps += 1;
             if steps > LONGEST_STEPS {
-                return Err(format!("it hangs: {target:?}"));
+                return Err(format!("it hangs: {}", world.shown(target)));
             }
             if is_rough && chance.is(1) {
                 world.kill(&mut chance);
