@@ -10,6 +10,7 @@ use berth_core::adjust::law::can_do_without;
 use berth_core::adjust::{Adjustment, Direction, Mode, PACE_S, Wish, knob};
 use berth_core::inventory::InstanceId;
 use berth_core::plan::Change;
+use berth_core::reconcile::Phase;
 use berth_core::report::PlanVerdict;
 use berth_core::watch::Look;
 use berth_core::{Digest, Plan, Spec};
@@ -67,7 +68,11 @@ pub(crate) fn answer(state: &Path, wish: &Wish, look: &Look) -> Result<Came, Fai
         return Ok(Came::Nothing("another plan came into force meanwhile".to_owned()));
     }
     let mut advice = Advice { changes, plan, at_ms: now_ms() };
-    let is_free = advice.changes.iter().all(|one| can_do_without(&current, &one.deployment, look));
+    let entries = journal.instances()?;
+    let serves =
+        |id: &InstanceId| entries.get(id).is_some_and(|entry| entry.record.phase == Phase::Ready);
+    let can_do = |one: &Adjustment| can_do_without(&current, &one.deployment, look, serves);
+    let is_free = advice.changes.iter().all(can_do);
     if current.adjust.mode == Mode::Auto && is_free {
         advice.plan.pace_s = PACE_S;
         journal.commit(&advice.plan, None, now_ms())?;

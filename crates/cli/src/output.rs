@@ -364,13 +364,13 @@ pub(crate) fn changes(plan: &Plan, before: Option<&Plan>) -> String {
         Change::Stop => Some(format!("- {id} stops on {}", place(id))),
     };
     let mut lines: Vec<String> = changes.iter().filter_map(line).collect();
-    lines.extend(
-        plan.adjustments.iter().map(|one| format!("  adjusted, and not in the spec: {one}")),
-    );
     match (lines.len(), stay) {
         (0, _) => lines.push("nothing changes".to_owned()),
         (_, 0) => {}
         (_, stay) => lines.push(format!("  {stay} stay as they are")),
     }
+    lines.extend(
+        plan.adjustments.iter().map(|one| format!("  adjusted, and not in the spec: {one}")),
+    );
     lines.join("\n")
 }

@@ -29,13 +29,14 @@ port = int(sys.argv[sys.argv.index('--port') + 1])
 http.server.ThreadingHTTPServer(('127.0.0.1', port), Handler).serve_forever()
 ";
 
-/// An engine that a limit ends where a file is there, and that is broken with three slots.
+/// An engine that a limit ends with two slots where a file is there, and that is broken with three.
 fn wrapper(folder: &Path) -> String {
     let real = fetched("llama-server/llama-server");
     let (path, broken) = (folder.join("engine"), folder.join("broken.py"));
     std::fs::write(&broken, BROKEN).unwrap();
     let script = format!(
-        "#!/bin/sh\n[ -e {limit} ] && ulimit -v 200000\n\
+        "#!/bin/sh\n\
+         case \"$*\" in *--parallel\\ 2*) [ -e {limit} ] && ulimit -v 200000;; esac\n\
          case \"$*\" in *--parallel\\ 3*) exec python3 {broken} \"$@\";; esac\nexec {real} \"$@\"\n",
         limit = folder.join("limit").display(),
         broken = broken.display(),
@@ -96,19 +97,44 @@ fn slots(berth: &Berth, id: &str) -> usize {
     slots.as_array().unwrap().len()
 }
 
+/// A spec of one model with so many slots of 1024 tokens.
+fn spec(berth: &Berth, engine: &str, slots: u32, more: &str) {
+    let flags = format!("ctx-size = {}, parallel = {slots}, threads = 1", 1024 * slots);
+    berth.spec(&model("smol", SMOLLM, &flags, more));
+    let file = berth.folder.path().join("berth.toml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let real = fetched("llama-server/llama-server").display().to_string();
+    std::fs::write(&file, text.replace(&real, engine)).unwrap();
+}
+
+/// With `auto` nobody has to say yes, while nothing is asked of the model.
+#[test]
+fn what_may_be_done_is_done() {
+    let berth = Berth::new(35);
+    let folder = berth.folder.path();
+    spec(&berth, &wrapper(folder), 2, "[adjust]\nmode = \"auto\"");
+    let up = berth.up();
+    std::fs::write(folder.join("limit"), "").unwrap();
+    send(berth.pid("smol-0"), Signal::KILL);
+    wait_until("it serves with one slot", || {
+        berth.instance("smol-0")["state"] == "ready" && slots(&berth, "smol-0") == 1
+    });
+    assert!(berth.status()["advice"].is_null());
+    let shown = berth.run(&["status"]).stdout;
+    assert!(shown.contains("berth advises no more memory for it for 24 h"), "{shown}");
+    // Nothing was asked for since, and nothing is changed by asking for the same.
+    berth.run(&["apply"]).expect(0, &["nothing changes", "adjusted, and not in the spec"]);
+    berth.run(&["apply", "--advised"]).expect(1, &["nothing is advised", "`berth status` shows"]);
+    drop(up);
+    berth.run(&["down"]).expect(0, &[]);
+}
+
 #[test]
 fn what_is_advised_is_done_under_load_and_what_fails_goes_back() {
     let berth = Berth::new(34);
     let folder = berth.folder.path();
     let engine = wrapper(folder);
-    let spec = |slots: u32| {
-        let flags = format!("ctx-size = {}, parallel = {slots}, threads = 1", 1024 * slots);
-        berth.spec(&model("smol", SMOLLM, &flags, "replicas = 2"));
-        let file = folder.join("berth.toml");
-        let text = std::fs::read_to_string(&file).unwrap();
-        let real = fetched("llama-server/llama-server").display().to_string();
-        std::fs::write(&file, text.replace(&real, &engine)).unwrap();
-    };
+    let spec = |slots: u32| spec(&berth, &engine, slots, "replicas = 2");
     spec(2);
     let up = berth.up();
     let all = ["smol-0", "smol-1"];

@@ -271,13 +271,19 @@ fn high(samples: &[&Sample]) -> Option<f64> {
     usages.get((usages.len() * 95).div_ceil(100).checked_sub(1)?).copied()
 }
 
-/// Whether a deployment's instances can be away one after the other: nothing is asked of them, or the others have room
-/// for what each has, and a tenth more.
-pub fn can_do_without(plan: &Plan, deployment: &str, look: &Look) -> bool {
+/// Whether a deployment's instances can be away one after the other: none of the model's serves, nothing is asked of those
+/// that do, or the others have room for what each has, and a tenth more.
+pub fn can_do_without(
+    plan: &Plan,
+    deployment: &str,
+    look: &Look,
+    serves: impl Fn(&InstanceId) -> bool,
+) -> bool {
     let of = |one: &&PlannedInstance| one.deployment == deployment;
     let Some(model) = plan.instances.iter().find(of).map(|one| &one.model) else { return true };
     let seen = |id: &InstanceId| look.engines.iter().find(|one| one.instance == *id);
-    let all: Vec<_> = plan.instances.iter().filter(|one| one.model == *model).collect();
+    let serves = |one: &&PlannedInstance| one.model == *model && serves(&one.id);
+    let all: Vec<_> = plan.instances.iter().filter(serves).collect();
     let engines: Option<Vec<&EngineLook>> = all.iter().map(|one| seen(&one.id)).collect();
     // What isn't seen may be busy.
     let Some(engines) = engines else { return false };

@@ -136,12 +136,18 @@ fn who_can_be_away() {
     ] {
         let engines = vec![engine("a-0", usages[0], waiting, 0), engine("b-0", usages[1], 0, 0)];
         let look = Look { engines, ..Look::default() };
-        assert_eq!(can_do_without(&plan, "a", &look), expected, "{usages:?}");
+        assert_eq!(can_do_without(&plan, "a", &look, |_| true), expected, "{usages:?}");
     }
-    assert!(!can_do_without(&plan, "a", &Look::default()), "what isn't seen may be busy");
+    assert!(!can_do_without(&plan, "a", &Look::default(), |_| true), "what isn't seen may be busy");
     let idle = |id: &str| EngineLook { running: Some(0), ..engine(id, None, 0, 0) };
     let look = Look { engines: vec![idle("a-0"), idle("b-0")], ..Look::default() };
-    assert!(can_do_without(&plan, "a", &look), "nothing is asked of it");
+    assert!(can_do_without(&plan, "a", &look, |_| true), "nothing is asked of it");
+    // What doesn't serve is missed by nobody.
+    for (serve, expected) in [(&["a-0"][..], true), (&[], true), (&["a-0", "b-0"], false)] {
+        let look = Look { engines: vec![idle("a-0")], ..Look::default() };
+        let serves = |id: &InstanceId| serve.contains(&id.0.as_str());
+        assert_eq!(can_do_without(&plan, "a", &look, serves), expected, "{serve:?}");
+    }
 }
 
 /// Flags of a model, which way and how far, and what they become.
