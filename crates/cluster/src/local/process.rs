@@ -75,6 +75,8 @@ pub fn spawn(
     }
     let child = command
         .args(&instance.args)
+        // ggml calls a debugger as it aborts, which may hang: what has failed shall end.
+        .env("GGML_NO_BACKTRACE", "1")
         .env(MARKER, format!("{state_id} {} {}", instance.id, instance.config()))
         .stdin(Stdio::from(lock))
         .stdout(Stdio::from(log))

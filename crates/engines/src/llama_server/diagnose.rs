@@ -59,6 +59,8 @@ const SIGNS: &[Sign] = &[
     ),
     sign("insufficient memory", Cause::OutOfMemory, "there was not enough memory", LESS_MEMORY),
     sign("failed to allocate", Cause::OutOfMemory, "there was not enough memory", LESS_MEMORY),
+    // What ggml asserts of its own small allocations.
+    sign("ctx->mem_buffer != NULL", Cause::OutOfMemory, "there was not enough memory", LESS_MEMORY),
     sign("std::bad_alloc", Cause::OutOfMemory, "there was not enough memory", LESS_MEMORY),
     sign("Cannot allocate memory", Cause::OutOfMemory, "there was not enough memory", LESS_MEMORY),
     sign("out of memory", Cause::OutOfMemory, "there was not enough memory", LESS_MEMORY),
@@ -172,6 +174,12 @@ mod tests {
                 Some(
                     "ggml_aligned_malloc: insufficient memory (attempted to allocate 2197265.62 MB)",
                 ),
+            ),
+            (
+                ExitKind::Signal(6),
+                "/src/ggml/src/ggml.c:1643: GGML_ASSERT(ctx->mem_buffer != NULL) failed",
+                Cause::OutOfMemory,
+                Some("/src/ggml/src/ggml.c:1643: GGML_ASSERT(ctx->mem_buffer != NULL) failed"),
             ),
             (ExitKind::Signal(4), "", Cause::WrongProcessor, None),
             (ExitKind::Signal(9), "0.1 I all is well", Cause::Killed, Some("all is well")),
