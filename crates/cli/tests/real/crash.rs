@@ -124,8 +124,13 @@ fn an_engine_that_died_meanwhile_is_started_again() {
     berth.spec(&small("a"));
     berth.run(&["apply"]).expect(0, &["a-0: ready"]);
     let pid = berth.pid("a-0");
+    let port = berth.instance("a-0")["port"].as_u64().unwrap() as u16;
     crate::harness::send(pid, Signal::KILL);
-    crate::harness::wait_until("the engine is gone", || berth.engines().is_empty());
+    // A process that ends loses its environment a moment before its port.
+    crate::harness::wait_until("the engine is gone", || {
+        let is_free = std::net::TcpStream::connect(("127.0.0.1", port)).is_err();
+        berth.engines().is_empty() && is_free
+    });
     berth.run(&["apply"]).expect(0, &["a-0: failed", "next try in 1 s", "a-0: ready"]);
     assert_ne!(berth.pid("a-0"), pid);
 }
