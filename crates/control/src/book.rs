@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use berth_core::inventory::{InstanceId, RunningInstance};
 use berth_core::plan::{Plan, PlannedInstance};
-use berth_core::reconcile::roll::{Seen, goes_back, on_the_way};
+use berth_core::reconcile::roll::{self, Seen, goes_back, on_the_way};
 use berth_core::reconcile::{self, Phase, Record};
 use berth_core::spec::{External, GatewaySpec};
 use berth_engines::{Cause, Diagnosis};
@@ -179,14 +179,12 @@ impl Book {
 
     /// An instance as it was last proven, where that is otherwise than it is planned.
     pub(crate) fn earlier(&self, planned: &PlannedInstance) -> Option<&PlannedInstance> {
-        let proven = self.proven.get(&planned.id)?;
-        (proven.config() != planned.config()).then_some(proven)
+        roll::earlier(planned, &self.proven)
     }
 
     /// Whether an instance that runs otherwise than it was last proven is ready, and only just.
     pub(crate) fn is_on_trial(&self, planned: &PlannedInstance, now_ms: u64) -> bool {
-        self.record(planned).is_some_and(|record| record.is_on_trial(now_ms))
-            && self.earlier(planned).is_some()
+        roll::is_on_trial(planned, self.record(planned), &self.proven, now_ms)
     }
 
     /// Notes all that are ready as proven.

@@ -10,7 +10,7 @@ use berth_core::adjust::Freeze;
 use berth_core::inventory::{DeviceKind, InstanceId, Inventory, ProcessMemory, RunningInstance};
 use berth_core::ledger::{self, Evidence, LedgerEntry};
 use berth_core::plan::{Plan, PlannedDevice, PlannedInstance};
-use berth_core::reconcile::roll::{Seen, on_the_way};
+use berth_core::reconcile::roll::{Seen, is_on_trial, on_the_way};
 use berth_core::reconcile::{Phase, with_rollbacks};
 use berth_core::spec::EngineKind;
 use berth_core::units::Bytes;
@@ -208,11 +208,8 @@ pub fn read(
             status.state = InstanceState::Spare;
         }
         status.is_to_change = is_to_change(planned);
-        let is_new = proven.get(&planned.id).is_some_and(|one| one.config() != planned.config());
         let record = entry.map(|entry| &entry.record);
-        status.is_on_trial = is_new
-            && record
-                .is_some_and(|one| one.config == planned.config() && one.is_on_trial(now_ms()));
+        status.is_on_trial = is_on_trial(planned, record, &proven, now_ms());
         instances.push(status);
         let entry = entry.filter(|entry| entry.record.config == planned.config());
         let when_ready = entry.and_then(|entry| entry.memory_when_ready);

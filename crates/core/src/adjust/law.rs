@@ -103,7 +103,7 @@ impl Law {
             self.add(engine, look.at_ms);
         }
         let now_ms = look.at_ms;
-        if !is_due(&plan.adjustments, PACE_S * 1000, now_ms) {
+        if !is_due(plan.adjustments.iter(), PACE_S * 1000, now_ms) {
             return None;
         }
         let wish = self.crowded(plan, alarms, now_ms);
@@ -298,11 +298,14 @@ pub fn can_do_without(
 
 /// Whether a deployment's last change is long enough ago.
 fn has_cooled(plan: &Plan, deployment: &str, now_ms: u64) -> bool {
-    let own: Vec<Adjustment> =
-        plan.adjustments.iter().filter(|one| one.deployment == deployment).cloned().collect();
-    is_due(&own, COOL_DOWN_MS, now_ms)
+    let own = plan.adjustments.iter().filter(|one| one.deployment == deployment);
+    is_due(own, COOL_DOWN_MS, now_ms)
 }
 
-fn is_due(adjustments: &[Adjustment], after_ms: u64, now_ms: u64) -> bool {
-    adjustments.iter().all(|one| one.at_ms.saturating_add(after_ms) <= now_ms)
+fn is_due<'a>(
+    mut adjustments: impl Iterator<Item = &'a Adjustment>,
+    after_ms: u64,
+    now_ms: u64,
+) -> bool {
+    adjustments.all(|one| one.at_ms.saturating_add(after_ms) <= now_ms)
 }

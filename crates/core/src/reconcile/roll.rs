@@ -148,9 +148,7 @@ pub fn goes_back(
     records: &BTreeMap<InstanceId, Record>,
     proven: &BTreeMap<InstanceId, PlannedInstance>,
 ) -> Option<(InstanceId, BTreeMap<InstanceId, PlannedInstance>)> {
-    let earlier = |planned: &PlannedInstance| {
-        proven.get(&planned.id).filter(|one| one.config() != planned.config()).cloned()
-    };
+    let earlier = |planned: &PlannedInstance| earlier(planned, proven).cloned();
     let has_failed = |planned: &&PlannedInstance| {
         records.get(&planned.id).is_some_and(|record| {
             record.phase == Phase::Failed && record.config == planned.config()
@@ -170,6 +168,26 @@ pub fn goes_back(
         let fits = |back: &BTreeMap<_, _>| keeps_budgets(&with_rollbacks(plan, back));
         Some((failed.id.clone(), tries.into_iter().find(fits)?))
     })
+}
+
+/// An instance as it was last proven, where that is otherwise than it is planned.
+pub fn earlier<'a>(
+    planned: &PlannedInstance,
+    proven: &'a BTreeMap<InstanceId, PlannedInstance>,
+) -> Option<&'a PlannedInstance> {
+    proven.get(&planned.id).filter(|one| one.config() != planned.config())
+}
+
+/// Whether an instance that runs otherwise than it was last proven is ready, and only just; `record` is what is known of
+/// it, as it is planned or otherwise.
+pub fn is_on_trial(
+    planned: &PlannedInstance,
+    record: Option<&Record>,
+    proven: &BTreeMap<InstanceId, PlannedInstance>,
+    now_ms: u64,
+) -> bool {
+    let is_new = |one: &Record| one.is_on_trial(now_ms) && one.config == planned.config();
+    record.is_some_and(is_new) && earlier(planned, proven).is_some()
 }
 
 impl Record {
