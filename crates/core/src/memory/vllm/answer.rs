@@ -70,6 +70,10 @@ pub struct StageFit {
     pub peak: Bytes,
     /// The most while it loads.
     pub load_peak: Bytes,
+    /// What it holds while it sleeps; none where it can't.
+    pub asleep: Option<Bytes>,
+    /// Pinned host memory that it takes for that at level 1; it keeps it once it is awake again.
+    pub pinned: Bytes,
     /// The bytes by term.
     pub terms: Footprint,
 }

@@ -14,14 +14,13 @@ const HUGE_CARD: Bytes = Bytes::gib(160);
 /// `gpu_memory_utilization` where none is given (`vllm/config/cache.py`).
 pub const DEFAULT_UTILIZATION: f64 = 0.92;
 /// Arguments that take memory in ways that are not modelled: better said than passed over.
-const UNMODELLED: [&str; 9] = [
+const UNMODELLED: [&str; 8] = [
     "compilation_config",
     "cpu_offload_gb",
     "data_parallel_size",
     "decode_context_parallel_size",
     "enable_expert_parallel",
     "enable_lora",
-    "enable_sleep_mode",
     "kv_transfer_config",
     "speculative_config",
 ];
@@ -86,6 +85,8 @@ pub struct VllmArgs {
     pub with_vision: bool,
     /// Whether every rank has all of the vision tower (`mm_encoder_tp_mode`).
     pub whole_encoder: bool,
+    /// `enable_sleep_mode`.
+    pub can_sleep: bool,
     /// `kv_cache_memory_bytes`.
     pub kv_cache_bytes: Option<Bytes>,
     /// `num_gpu_blocks_override`.
@@ -218,6 +219,7 @@ impl VllmArgs {
                 && !reader.flag("language_model_only", false)
                 && image_limit != Some(0),
             whole_encoder: args["mm_encoder_tp_mode"] == "data",
+            can_sleep: reader.flag("enable_sleep_mode", false),
             kv_cache_bytes: reader.number("kv_cache_memory_bytes", 1 << 50)?.map(Bytes),
             blocks_override: reader.number("num_gpu_blocks_override", 1 << 40)?,
             hybrid_cache: !reader.flag("disable_hybrid_kv_cache_manager", false),

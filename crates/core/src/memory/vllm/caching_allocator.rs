@@ -43,7 +43,8 @@ pub struct BlockId(u32);
 /// No block: what is before the first of a segment and after its last.
 const NONE: u32 = u32::MAX;
 
-/// Kept small, as a start has thousands: what a replay takes is mostly their memory.
+/// Kept small, as a start has thousands: what a replay takes is mostly their memory. One of no size is no longer
+/// there.
 #[derive(Clone, Copy, Debug)]
 struct Block {
     size: u64,
@@ -232,6 +233,7 @@ impl Allocator {
         if let Some(before) = self.free_neighbour(block.before) {
             joined = Some(Free::new(before.size, block.before));
             block.size += before.size;
+            self.block(block.before).size = 0;
             block.before = before.before;
             if block.before != NONE {
                 self.block(block.before).after = id;
@@ -242,6 +244,7 @@ impl Allocator {
                 self.unlist(before, block.is_small);
             }
             block.size += after.size;
+            self.block(block.after).size = 0;
             block.after = after.after;
             if block.after != NONE {
                 self.block(block.after).before = id;
@@ -284,10 +287,28 @@ impl Allocator {
             block.before == NONE && block.after == NONE
         };
         let whole = self.small.iter().chain(&self.large).filter(|free| is_whole(free));
-        let freed: u64 = whole.map(|free| free.size()).fold(0, u64::saturating_add);
+        let whole: Vec<Free> = whole.copied().collect();
         self.small.retain(|free| !is_whole(free));
         self.large.retain(|free| !is_whole(free));
-        self.reserved = self.reserved.saturating_sub(freed);
+        for free in whole {
+            self.reserved = self.reserved.saturating_sub(free.size());
+            self.block(free.id()).size = 0;
+        }
+    }
+
+    /// Sizes of the segments that are there.
+    pub fn segments(&self) -> impl Iterator<Item = u64> {
+        let first = self.blocks.iter().filter(|block| block.before == NONE && block.size > 0);
+        first.map(|first| {
+            let next = |block: &&Block| self.blocks.get(block.after as usize);
+            std::iter::successors(Some(first), next).map(|block| block.size).sum()
+        })
+    }
+
+    /// Keeps what is free within its segments from later tensors: they belong to a pool of their own.
+    pub fn close_pool(&mut self) {
+        self.small.clear();
+        self.large.clear();
     }
 }
 

@@ -17,8 +17,15 @@ pub struct Loaded {
     pub weights: u64,
     /// Bytes of segments.
     pub segments: u64,
+    /// The same with the runner's buffers.
+    pub with_state: u64,
     /// The most bytes of segments on the way.
     pub peak: u64,
+    /// Bytes of segments that were given back once all was there.
+    pub given_back: u64,
+    /// Pinned host memory that the segments' contents take while vLLM sleeps: PyTorch's allocator of pinned memory
+    /// rounds each up to a power of two (`CachingHostAllocator`).
+    pub pinned: u64,
 }
 
 /// Whether every pipeline stage has the embedding, the last norm and the head (`gemma3.py`,
@@ -39,13 +46,13 @@ struct Loader<'a> {
     experts: u64,
 }
 
-/// Replays the construction of one pipeline stage.
+/// Replays the construction of one pipeline stage, with the buffers of the runner (`state`) at its end.
 pub fn load(
     model: &Transformer,
     args: &VllmArgs,
     facts: EngineFacts,
     card: Card,
-    stage: usize,
+    (stage, state): (usize, &[u64]),
     allocator: &mut Allocator,
 ) -> Loaded {
     let (is_first, is_last) = (stage == 0, stage + 1 == args.stages());
@@ -70,12 +77,35 @@ pub fn load(
         }
     }
     loader.convert();
-    let peak = allocator.peak_reserved;
-    allocator.empty_cache();
+    let (weights, peak) = (allocator.allocated - before, allocator.peak_reserved);
+    let mut given_back = 0;
+    if !args.can_sleep {
+        given_back = give_back(allocator);
+    }
+    let segments = allocator.reserved;
+    for bytes in state {
+        allocator.allocate(*bytes);
+    }
+    let with_state = allocator.reserved;
+    let mut pinned = 0;
+    if args.can_sleep {
+        // Both are in the pool that sleeps, which is tidied once all is there.
+        given_back = give_back(allocator);
+        pinned = allocator.segments().map(u64::next_power_of_two).fold(0, u64::saturating_add);
+        allocator.close_pool();
+    }
     allocator.max_split = u64::MAX;
     allocator.peak_allocated = allocator.allocated;
     allocator.peak_reserved = allocator.reserved;
-    Loaded { weights: allocator.allocated - before, segments: allocator.reserved, peak }
+    let segments = segments + allocator.reserved - with_state;
+    Loaded { weights, segments, with_state: allocator.reserved, peak, given_back, pinned }
+}
+
+/// Empties the cache; says how many bytes went back to the device.
+fn give_back(allocator: &mut Allocator) -> u64 {
+    let before = allocator.reserved;
+    allocator.empty_cache();
+    before - allocator.reserved
 }
 
 impl Loader<'_> {

@@ -61,7 +61,7 @@ pub(super) fn all(start: &Start<'_>, stage: &Stage<'_>, held: &Held) -> Footprin
     let cache = blocks.saturating_mul(stage.block_bytes);
     let mut terms = before_cache(start, stage);
     // Cached segments may have been given back since.
-    let with_state = stage.segments.min(ready);
+    let with_state = stage.loaded.with_state.min(ready);
     let state = stage.state;
     terms.exact(
         "sampler_state",
