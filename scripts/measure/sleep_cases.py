@@ -1,6 +1,6 @@
 """What an engine holds as it sleeps, and how long it takes to sleep and to wake: one JSON line a case.
 
-usage: sleep_cases.py CONFIGS OUT.jsonl     (one GPU, nobody else on it)
+usage: sleep_cases.py CONFIGS OUT.jsonl [FIRST]     (one GPU, nobody else on it; from case FIRST on)
 """
 import json
 import os
@@ -11,11 +11,27 @@ import time
 from pathlib import Path
 
 CONFIGS, OUT = Path(sys.argv[1]), Path(sys.argv[2])
-CASES = [("gemma3-4b-text", True, True), ("gemma3-4b-text", True, False), ("llama31-8b", True, True), ("gemma3-4b-text", False, True), ("qwen3-8b", True, True)]
+EAGER, AWAKE = dict(enforce_eager=True), dict(enable_sleep_mode=False)
+CASES = [
+    ("gemma3-4b-text", EAGER),
+    ("gemma3-4b-text", EAGER | AWAKE),
+    ("llama31-8b", EAGER),
+    ("gemma3-4b-text", {}),
+    ("qwen3-8b", EAGER),
+    ("gemma3-12b-text", EAGER),
+    ("qwen25-7b", EAGER),
+    ("qwen25-7b-awq", EAGER),
+    ("llama31-8b-w4a16", EAGER),
+    ("llama31-8b", EAGER | dict(quantization="fp8")),
+    ("mistral-7b", {}),
+    ("gemma3-1b", EAGER),
+]
 
 
-def one(model, eager, can_sleep):
+def one(model, changes):
     """Within the case's own process."""
+    args = dict(gpu_memory_utilization=0.3, max_model_len=8192, max_num_batched_tokens=2048, max_num_seqs=256, skip_tokenizer_init=True, enable_sleep_mode=True) | changes
+    can_sleep = args["enable_sleep_mode"]
     import pynvml as nvml
     nvml.nvmlInit()
     gpu = nvml.nvmlDeviceGetHandleByIndex(0)
@@ -31,8 +47,7 @@ def one(model, eager, can_sleep):
     folder = Path("models") / model
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(CONFIGS / f"{model}.json", folder / "config.json")
-    engine = LLM(model=str(folder), load_format="dummy", skip_tokenizer_init=True, dtype="bfloat16", max_model_len=8192, max_num_batched_tokens=2048, max_num_seqs=256,
-                 gpu_memory_utilization=0.3, enforce_eager=eager, enable_sleep_mode=can_sleep)
+    engine = LLM(model=str(folder), load_format="dummy", **args)
     points = [dict(point="ready", **held())]
 
     def note(point, act):
@@ -51,13 +66,13 @@ def one(model, eager, can_sleep):
                 note("served_again", lambda: engine.generate(prompt, sampling, use_tqdm=False))
         note("asleep_1_again", lambda: engine.sleep(level=1))
     cache = engine.llm_engine.vllm_config.cache_config
-    print("@@" + json.dumps(dict(model=model, eager=eager, can_sleep=can_sleep, num_gpu_blocks=cache.num_gpu_blocks, block_size=cache.block_size, points=points)), flush=True)
+    print("@@" + json.dumps(dict(model=model, args=args, num_gpu_blocks=cache.num_gpu_blocks, block_size=cache.block_size, points=points)), flush=True)
 
 
-if len(sys.argv) > 3:
+if len(sys.argv) > 3 and sys.argv[3].startswith("["):
     one(*json.loads(sys.argv[3]))
 else:
-    for case in CASES:
+    for case in CASES[int(sys.argv[3]) if len(sys.argv) > 3 else 0:]:
         ran = subprocess.run([sys.executable, __file__, str(CONFIGS), str(OUT), json.dumps(case)], capture_output=True, text=True, timeout=240)
         lines = [line[2:] for line in ran.stdout.splitlines() if line.startswith("@@")]
         with open(OUT, "a") as out:

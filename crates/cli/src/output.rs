@@ -337,6 +337,10 @@ pub(crate) fn event(event: &Event) -> String {
         EventKind::Recovering => {
             format!("{id}: not ready any more; its cluster brings it up again")
         }
+        EventKind::Slept { why } => format!("{id}: put to sleep: {why}"),
+        EventKind::Woke { after_ms } => {
+            format!("{id}: awake again after {:.1} s", *after_ms as f64 / 1e3)
+        }
         EventKind::RolledBack => format!("{id}: going back to its earlier configuration"),
         EventKind::Stopping => format!("{id}: stopping"),
         EventKind::Stopped => format!("{id}: stopped"),

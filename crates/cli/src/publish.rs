@@ -86,6 +86,7 @@ fn state(instance: &InstanceStatus) -> UpstreamState {
     match instance.state {
         InstanceState::Ready if instance.is_on_trial => UpstreamState::OnTrial,
         InstanceState::Ready => UpstreamState::Ready,
+        InstanceState::Asleep => UpstreamState::Asleep,
         InstanceState::Planned
         | InstanceState::Spare
         | InstanceState::Starting

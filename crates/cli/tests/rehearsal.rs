@@ -94,7 +94,9 @@ impl Rehearsal {
     fn wait_for(&self, what: &str, mut holds: impl FnMut() -> bool) {
         let deadline = Instant::now() + PATIENCE;
         while !holds() {
-            assert!(Instant::now() < deadline, "waited too long until {what}");
+            let log = self.log.lock().unwrap();
+            assert!(Instant::now() < deadline, "waited too long until {what}; it said:\n{log}");
+            drop(log);
             std::thread::sleep(Duration::from_millis(100));
         }
     }
@@ -112,10 +114,14 @@ impl Rehearsal {
     }
 
     fn node(&self, name: &str, alive: bool) {
+        self.tell(&format!("nodes/{name}"), &json!({ "alive": alive }));
+    }
+
+    /// Tells the emulated cluster what goes wrong.
+    fn tell(&self, what: &str, body: &Value) {
         let (before, _) = self.said.split_once("/emulator/nodes").unwrap();
         let address = &before[before.rfind("http://").unwrap()..];
-        let url = format!("{address}/emulator/nodes/{name}");
-        ureq::post(url).send(json!({ "alive": alive }).to_string()).unwrap();
+        ureq::post(format!("{address}/emulator/{what}")).send(body.to_string()).unwrap();
     }
 }
 
@@ -278,6 +284,52 @@ fn engines_fail_as_real_ones_do() {
     assert!(rehearsal.ask("small").is_none());
     assert!(set("none") && rehearsal.ask("small").is_some());
     assert!(!set("nonsense"));
+}
+
+/// An idle engine gives its memory to one that can't start without it, and wakes when it is asked and there is room.
+#[test]
+fn who_is_idle_sleeps_for_others() {
+    let model = |name: &str, more: &str| {
+        format!(
+            "[models.{name}]\nsource = \"medgemma-4b\"\nengine = \"vllm\"\n{more}\
+             flags = {{ gpu_memory_utilization = 0.3, max_model_len = 8192, enforce_eager = true }}\n"
+        )
+    };
+    let spec = format!(
+        "[[cluster.nodes]]\nnames = \"n0\"\ngpu = \"H100\"\n[adjust]\nidle_s = 1\n{}{}",
+        model("seldom", "sleep_level = 1\n"),
+        model("often", "")
+    );
+    let rehearsal = Rehearsal::start(&spec, &[]);
+    let state = |model: &str| {
+        let all = rehearsal.instances();
+        let found = all.iter().find(|one| one["model"] == model).unwrap();
+        (found["state"].as_str().unwrap().to_owned(), found["port"].clone(), found["host"].clone())
+    };
+    let stranger = |gib: u64| rehearsal.tell("gpus/n0/gpu:0", &json!({ "bytes": gib << 30 }));
+    assert!(rehearsal.ask("seldom").is_some() && rehearsal.ask("often").is_some());
+
+    // 79.2 GiB, of which each takes 24 and some: what the stranger leaves is too little for two.
+    stranger(40);
+    let (_, port, host) = state("often");
+    let url = format!("http://{}:{port}/emulator/fault", host.as_str().unwrap());
+    ureq::post(&url).send(json!({ "fault": "crash" }).to_string()).unwrap();
+    rehearsal.ask("often");
+    rehearsal.wait_for("one sleeps", || state("seldom").0 == "asleep");
+    rehearsal.wait_for("the other runs again", || state("often").0 == "ready");
+    assert!(rehearsal.ask("often").is_some());
+    let log = rehearsal.log.lock().unwrap().clone();
+    assert!(log.contains("seldom-0: put to sleep: often-0 can't start for want of it"), "{log}");
+
+    // It is asked for, and can't wake yet: the request waits.
+    std::thread::scope(|threads| {
+        let asking = threads.spawn(|| rehearsal.ask("seldom"));
+        std::thread::sleep(Duration::from_secs(2));
+        assert!(!asking.is_finished() && state("seldom").0 == "asleep");
+        stranger(0);
+        assert!(asking.join().unwrap().is_some(), "it is answered once there is room");
+    });
+    rehearsal.wait_for("it is awake", || state("seldom").0 == "ready");
 }
 
 /// Keys, another name, a rule, and a line for each request that doesn't say what was asked.

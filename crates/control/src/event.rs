@@ -35,6 +35,16 @@ pub enum EventKind {
     },
     /// It was ready and is not; its cluster brings it up again.
     Recovering,
+    /// It was put to sleep.
+    Slept {
+        /// Who is short of memory.
+        why: String,
+    },
+    /// It is awake again.
+    Woke {
+        /// Milliseconds since it was told to.
+        after_ms: u64,
+    },
     /// It goes back to its earlier configuration.
     RolledBack,
     /// It was asked to end.

@@ -141,6 +141,8 @@ pub enum InstanceState {
     Starting,
     /// It serves.
     Ready,
+    /// It sleeps, since others are short of memory; it wakes when it is asked.
+    Asleep,
     /// Its engine ended; it will be started again.
     Backoff,
     /// Its engine failed for good.
@@ -150,6 +152,12 @@ pub enum InstanceState {
 }
 
 impl InstanceState {
+    /// The same for an instance that was told to sleep or not: one that isn't ready doesn't.
+    #[must_use]
+    pub(crate) fn with_rest(self, rests: bool) -> Self {
+        if rests && self == Self::Ready { Self::Asleep } else { self }
+    }
+
     /// Its name, as in JSON.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -157,6 +165,7 @@ impl InstanceState {
             Self::Spare => "spare",
             Self::Starting => "starting",
             Self::Ready => "ready",
+            Self::Asleep => "asleep",
             Self::Backoff => "backoff",
             Self::Failed => "failed",
             Self::Stopping => "stopping",
@@ -181,6 +190,7 @@ pub fn read(
     let strategy = current.as_ref().and_then(|journalled| journalled.plan.strategy.clone());
     let target = current.map(|journalled| with_rollbacks(&journalled.plan, &rollbacks));
     let (proven, running) = (journal.proven()?, &inventory.instances);
+    let resting = journal.resting()?;
     let records = entries.iter().map(|(id, entry)| (id.clone(), entry.record.clone())).collect();
     let known = Seen {
         proven: &proven,
@@ -207,6 +217,7 @@ pub fn read(
         if is_scaled && status.state == InstanceState::Planned {
             status.state = InstanceState::Spare;
         }
+        status.state = status.state.with_rest(resting.contains_key(&planned.id));
         status.is_to_change = is_to_change(planned);
         let record = entry.map(|entry| &entry.record);
         status.is_on_trial = is_on_trial(planned, record, &proven, now_ms());

@@ -30,6 +30,7 @@ fn instance(args: &str) -> PlannedInstance {
         shares: Vec::new(),
         cache_tokens: None,
         weight: 1,
+        sleep: None,
     }
 }
 

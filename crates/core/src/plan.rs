@@ -87,6 +87,20 @@ pub struct PlannedInstance {
     /// How many of the model's requests its deployment gets, beside the others' weights.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub weight: u32,
+    /// How it may be put to sleep; none where it stays awake.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sleep: Option<Sleep>,
+}
+
+/// An instance's sleep.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sleep {
+    /// vLLM's level: 1 keeps its weights in host memory, 2 reads them again when it wakes.
+    pub level: u8,
+    /// What it holds of each device meanwhile, in the order of its shares.
+    pub bytes: Vec<Bytes>,
+    /// What it takes of host memory, and keeps once it is awake again.
+    pub host: Bytes,
 }
 
 /// A model that an engine (Ollama) pulls from a library and loads when it is told to.
@@ -183,6 +197,12 @@ impl PlannedInstance {
         let shares =
             self.shares.iter().filter(|share| self.node == node && share.device == *device);
         shares.map(|share| share.footprint.total()).sum()
+    }
+
+    /// What it holds of a device of its node while it sleeps; none where it never does.
+    pub fn bytes_asleep(&self, device: &DeviceId) -> Option<Bytes> {
+        let at = self.shares.iter().position(|share| share.device == *device)?;
+        self.sleep.as_ref()?.bytes.get(at).copied()
     }
 
     /// Whether it uses this device of its node.

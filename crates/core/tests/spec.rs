@@ -297,6 +297,21 @@ fn bad_specs_are_told_what_to_write() {
             format!("{MODEL}[models.a.flags]\nc = 1\nctx-size = 2\n"),
             "s:5:1: `ctx-size` is given twice, under two of its names | keep one of them",
         ),
+        (
+            format!("{MODEL}sleep_level = 1\n"),
+            "s:3:15: only vLLM can be put to sleep | leave sleep_level out",
+        ),
+        (
+            format!("{NODES}[models.a]\nsource = \"a/b\"\nengine = \"vllm\"\nsleep_level = 3\n"),
+            "s:7:15: vLLM has sleep levels 1 and 2 | 1 keeps weights in host memory, 2 reads them again; leave it out for none",
+        ),
+        (
+            format!(
+                "{NODES}[models.a]\nsource = \"a/b\"\nengine = \"vllm\"\nsleep_level = 1\n\
+                 flags = {{ enable_sleep_mode = false }}\n"
+            ),
+            "s:7:15: it can't sleep with enable_sleep_mode = false | leave the flag out",
+        ),
     ] {
         let error = Spec::parse("s", &text).expect_err(&text);
         let told: Vec<String> = error

@@ -90,6 +90,12 @@ impl Engine {
         self.state().leaked
     }
 
+    /// Puts it to sleep, or wakes it.
+    pub(crate) fn set_asleep(&self, is_asleep: bool) {
+        self.state().is_asleep = is_asleep;
+        self.has_room.notify_waiters();
+    }
+
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -104,7 +110,9 @@ impl Engine {
             {
                 let mut state = self.state();
                 let fits = state.used_tokens + tokens <= self.pace.cache_tokens;
-                if state.running < self.pace.sequences && (fits || state.running == 0) {
+                let has_room = state.running < self.pace.sequences && (fits || state.running == 0);
+                // What comes while it sleeps waits.
+                if has_room && !state.is_asleep {
                     state.running += 1;
                     state.used_tokens += tokens;
                     state.prompt_tokens += prompt;

@@ -39,7 +39,7 @@ impl Supervised {
         let order = json!({
             "instance": "m-0", "node": format!("test-{port}"), "host": "127.0.0.1", "port": port,
             "gpus": [], "after": [], "start_limit_s": 30, "health": "/api/version",
-            "command": [OLLAMA, "serve"], "library": library, "folder": "/",
+            "command": [OLLAMA, "serve"], "library": library, "sleeps": false, "folder": "/",
             "log": folder.path().join("log"),
             "environment": {
                 "OLLAMA_HOST": format!("127.0.0.1:{port}"), "OLLAMA_KEEP_ALIVE": "-1",

@@ -72,6 +72,13 @@ pub async fn probe(port: u16, model: &str) -> bool {
 const MOST_PAGE: usize = 4 << 20;
 
 /// What a server has at a path, as text; none where it doesn't answer with 200 in time.
+/// Whether vLLM sleeps; none where it doesn't say.
+pub async fn is_asleep(address: SocketAddr) -> Option<bool> {
+    let said: serde_json::Value =
+        serde_json::from_str(&page(address, "/is_sleeping").await?).ok()?;
+    said["is_sleeping"].as_bool()
+}
+
 pub(crate) async fn page(address: SocketAddr, path: &'static str) -> Option<String> {
     let stream = tokio::time::timeout(TIMEOUT, TcpStream::connect(address)).await.ok()?.ok()?;
     let asking = exchange(stream, path, async |answer| {

@@ -39,6 +39,7 @@ pub fn read_ps(instance: &InstanceId, page: &str) -> EngineLook {
         kv_cache_usage: None,
         preemptions: None,
         held: page["models"].as_array().and_then(held),
+        is_asleep: None,
     }
 }
 
@@ -57,6 +58,9 @@ pub fn read(instance: &InstanceId, page: &str) -> EngineLook {
             .filter(|usage| (0.0..=1.0).contains(usage)),
         preemptions: count(&["vllm:num_preemptions_total", "vllm:num_preemptions"]),
         held: None,
+        is_asleep: labelled(page, "vllm:engine_sleep_state", "sleep_state=\"awake\"")
+            .reduce(f64::max)
+            .map(|awake| awake == 0.0),
     }
 }
 
@@ -66,11 +70,19 @@ fn sum(page: &str, name: &str) -> Option<f64> {
 }
 
 fn values(page: &str, name: &str) -> impl Iterator<Item = f64> {
+    labelled(page, name, "")
+}
+
+/// The values of a metric's series that have a label.
+fn labelled(page: &str, name: &str, label: &str) -> impl Iterator<Item = f64> {
     let of = move |line: &str| {
         let rest = line.strip_prefix(name)?;
         let value = match rest.as_bytes().first()? {
             b' ' => rest,
-            b'{' => rest.rsplit_once('}')?.1,
+            b'{' => {
+                let (labels, value) = rest.rsplit_once('}')?;
+                labels.contains(label).then_some(value)?
+            }
             _ => return None,
         };
         value.split_whitespace().next()?.parse::<f64>().ok().filter(|value| value.is_finite())

@@ -14,11 +14,15 @@ use zip::{CompressionMethod, ZipWriter};
 use super::client::{Ray, RayError};
 
 /// The module's version; it refuses to run for another one.
-pub const VERSION: &str = "2";
+pub const VERSION: &str = "3";
 
 const FILES: &[(&str, &str)] = &[
     ("berth_serve/__init__.py", include_str!("module/berth_serve/__init__.py")),
     ("berth_serve/engine.py", include_str!("module/berth_serve/engine.py")),
+    (
+        "berth_serve/inside_vllm/berth_guard.py",
+        include_str!("module/berth_serve/inside_vllm/berth_guard.py"),
+    ),
     ("berth_serve/ollama.py", include_str!("module/berth_serve/ollama.py")),
     ("berth_serve/supervisor.py", include_str!("module/berth_serve/supervisor.py")),
 ];

@@ -1,9 +1,12 @@
 //! What was seen of memory over time, what is wrong with it, and what is advised.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use berth_core::Digest;
+use berth_core::adjust::sleep::Rest;
 use berth_core::adjust::{Adjustment, Freeze};
+use berth_core::inventory::InstanceId;
 use berth_core::plan::{Plan, PlannedInstance};
 use berth_core::units::Bytes;
 use berth_core::watch::forensic::Report;
@@ -74,6 +77,22 @@ pub struct Advice {
 }
 
 impl Journal {
+    /// Notes which instances sleep.
+    ///
+    /// # Errors
+    /// Where the journal can't be written.
+    pub fn set_resting(&self, all: &BTreeMap<InstanceId, Rest>) -> Result<(), JournalError> {
+        self.set_meta("resting", all)
+    }
+
+    /// The instances that sleep.
+    ///
+    /// # Errors
+    /// Where the journal can't be read.
+    pub fn resting(&self) -> Result<BTreeMap<InstanceId, Rest>, JournalError> {
+        Ok(self.meta("resting")?.unwrap_or_default())
+    }
+
     /// Notes what is wrong now, instead of what was.
     ///
     /// # Errors

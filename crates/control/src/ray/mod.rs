@@ -3,6 +3,7 @@
 //!
 //! - `note`: what became of every instance since the last turn, and why
 //! - `decide`: which applications shall be there
+//! - `sleep`: which idle engines sleep, and which wake
 //! - `put`: putting them
 //!
 //! Each instance is an application of its own. Serve starts it, looks after it and starts it again; this
@@ -11,6 +12,7 @@
 mod decide;
 mod note;
 mod put;
+mod sleep;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -19,6 +21,7 @@ use berth_cluster::ray::nodes::{self, Naming};
 use berth_cluster::ray::serve::{self, AppStatus, Application, Serving};
 use berth_cluster::ray::{Ray, RayError, token};
 use berth_core::Digest;
+use berth_core::adjust::sleep::Rest;
 use berth_core::emit::ray as emit;
 use berth_core::inventory::{InstanceId, Inventory, ProcessMemory, RunningInstance};
 use berth_core::plan::{Plan, PlannedInstance};
@@ -64,6 +67,10 @@ pub(crate) struct RayController {
     counts: BTreeMap<String, Count>,
     /// What was asked of each of these of late.
     flows: BTreeMap<String, Flow>,
+    /// Instances that sleep.
+    resting: BTreeMap<InstanceId, Rest>,
+    /// When those that can sleep were last asked.
+    asked: BTreeMap<InstanceId, sleep::Asked>,
     stops: Stops<InstanceId>,
     patience: Patience,
     is_first_turn: bool,
@@ -143,6 +150,8 @@ impl RayController {
             ray: Ray::new(&spec.address, token::read(spec)?),
             spec: spec.clone(),
             state_id: book.journal.state_id()?,
+            resting: book.journal.resting()?,
+            asked: BTreeMap::new(),
             book,
             in_flight,
             inventory: Inventory::default(),
@@ -196,6 +205,7 @@ impl RayController {
         if self.book.is_stale() {
             return Ok(self.outcome(&seen, false));
         }
+        self.rest(&plan).await?;
         let is_put = self.put(&plan, &decided).await?;
         let records = self.book.records();
         // What waits for its machine may wait for long.
@@ -283,7 +293,9 @@ impl RayController {
             let is_on_trial = self.book.is_on_trial(planned, now_ms());
             let entry = self.book.entry(&planned.id);
             let found = planned.find_in(&running);
-            InstanceStatus { is_on_trial, ..status_of(planned, found, entry, rolled_back) }
+            let status = status_of(planned, found, entry, rolled_back);
+            let state = status.state.with_rest(self.resting.contains_key(&planned.id));
+            InstanceStatus { is_on_trial, state, ..status }
         };
         Turn {
             is_settled,

@@ -91,6 +91,8 @@ impl RayController {
             self.book.set(&planned.id, entry)?;
             self.book.emit(&planned.id, EventKind::Ready { after_ms: waited })?;
         } else if app.status == AppStatus::DeployFailed {
+            // Somebody may hold what it lacks: the next start goes by what is free then.
+            self.looked_at_ms = 0;
             self.book.fail(planned, serve_replica::diagnose(planned.engine, &app.message))?;
         } else if !has_place && waited > PLACE_LIMIT_MS {
             let diagnosis = self.no_place(planned, &app.message);

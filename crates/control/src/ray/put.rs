@@ -117,7 +117,8 @@ impl RayController {
                 (None, None) => there(id).cloned(),
             }
         };
-        stays.iter().filter_map(config).collect()
+        let told = |id| Some(self.with_sleep(plan, id, config(id)?));
+        stays.iter().filter_map(told).collect()
     }
 }
 

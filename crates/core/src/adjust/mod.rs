@@ -3,12 +3,14 @@
 //!
 //! - [`law`]: from what was seen over minutes to a wish, and how often there may be one
 //! - [`knob`]: from a wish to an engine's own flags, within what the user allows
+//! - [`sleep`]: what needs no restart: idle engines that sleep while others are short of memory
 //!
 //! Whether a wish fits is for the planner to say, and how it is carried out step by step for
 //! [`reconcile::roll`](crate::reconcile::roll).
 
 pub mod knob;
 pub mod law;
+pub mod sleep;
 
 pub use law::{Direction, Freeze, Law, Wish};
 
@@ -45,11 +47,13 @@ pub struct AdjustSpec {
     pub least: f64,
     /// `gpu_memory_utilization` is not set higher than this. Default: 0.95.
     pub most: f64,
+    /// An engine with a `sleep_level` that nobody has asked for so many seconds may be put to sleep. Default: 300.
+    pub idle_s: u64,
 }
 
 impl Default for AdjustSpec {
     fn default() -> Self {
-        Self { mode: Mode::Advise, least: 0.5, most: 0.95 }
+        Self { mode: Mode::Advise, least: 0.5, most: 0.95, idle_s: 300 }
     }
 }
 

@@ -94,6 +94,9 @@ pub fn application(
         }
     }
     deployment["ray_actor_options"] = actor;
+    if instance.sleep.is_some() {
+        deployment["user_config"] = json!({ "sleep_level": 0 });
+    }
     Some(json!({
         "name": name(&instance.id),
         "route_prefix": format!("/{}", instance.id),
@@ -110,6 +113,7 @@ pub fn application(
             "command": command,
             "health": instance.engine.health_path(),
             "library": instance.library,
+            "sleeps": instance.sleep.is_some(),
             "folder": instance.folder,
             "environment": environment(instance, node),
             "gpus": gpus,
@@ -181,6 +185,20 @@ pub fn parts_of(config: &Value, gpus: usize) -> Vec<f64> {
     }
     let all = deployment["ray_actor_options"]["num_gpus"].as_f64().unwrap_or(0.0);
     vec![all / gpus.max(1) as f64; gpus]
+}
+
+/// An application with its engine told to sleep at a level, or to be awake at level 0; as it is where it was put by a
+/// module that can't tell it.
+pub fn with_sleep(mut config: Value, level: u8) -> Value {
+    if let Some(told) = config.pointer_mut("/deployments/0/user_config/sleep_level") {
+        *told = json!(level);
+    }
+    config
+}
+
+/// Whether an application's engine can be told to sleep.
+pub fn can_sleep(config: &Value) -> bool {
+    !config["deployments"][0]["user_config"]["sleep_level"].is_null()
 }
 
 /// Whether two applications start the same thing in the same place. The order of starts, the bytes that are

@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::facts::Found;
-use super::gpus::{Layout, Prepared, Seat, lay_out, prepare};
+use super::gpus::{Layout, Prepared, Seat, Started, lay_out, prepare};
 use super::launch::{Listen, Start};
 use super::plan::{PlanError, Planned};
 use crate::inventory::{Device, DeviceId, InstanceId, Inventory, Node};
 use crate::memory::vllm::{Engine, Gpu};
 use crate::memory::{Footprint, Verdict};
-use crate::plan::{DeviceShare, Plan, PlannedDevice, PlannedInstance};
+use crate::plan::{DeviceShare, Plan, PlannedDevice, PlannedInstance, Sleep};
 use crate::report::{ModelReport, PlanReport, PlanVerdict};
 use crate::scale::Scaled;
 use crate::spec::{
@@ -161,6 +161,16 @@ fn host(node: &Node) -> &str {
     node.address.as_deref().unwrap_or("127.0.0.1")
 }
 
+/// How an instance may sleep, as its engine was reckoned.
+fn sleep(deployment: &Deployment, started: &Started, gpus: usize) -> Option<Sleep> {
+    let level = deployment.sleep_level?;
+    let fit = started.vllm.as_ref()?;
+    let ranks = (gpus / fit.stages.len().max(1)).max(1);
+    let of = |rank: usize| fit.stages.get(rank / ranks).and_then(|stage| stage.asleep);
+    let bytes: Option<Vec<Bytes>> = (0..gpus).map(of).collect();
+    Some(Sleep { level, bytes: bytes?, host: started.pinned_at(level) })
+}
+
 struct Cluster<'a> {
     spec: &'a Spec,
     inventory: &'a Inventory,
@@ -220,6 +230,7 @@ impl Cluster<'_> {
             shares: devices.enumerate().map(share).collect(),
             cache_tokens: Some(seat.started.cache_tokens).filter(|tokens| *tokens > 0),
             weight: deployment.weight,
+            sleep: sleep(deployment, &seat.started, seat.gpus),
         })
     }
 

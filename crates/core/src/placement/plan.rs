@@ -210,6 +210,7 @@ fn instances(
                 shares: vec![share],
                 cache_tokens: fit.context.as_ref().map(|context| context.cells),
                 weight: model.weight,
+                sleep: None,
             });
         }
     }

@@ -32,6 +32,7 @@ fn planned(id: &str, device: &str, version: &str) -> PlannedInstance {
         }],
         cache_tokens: None,
         weight: 1,
+        sleep: None,
     }
 }
 

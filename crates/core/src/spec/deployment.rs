@@ -48,6 +48,8 @@ pub struct Deployment {
     pub demand: Option<Demand>,
     /// How many of the model's requests it gets, beside the weights of its other deployments.
     pub weight: u32,
+    /// vLLM's level of sleep while it is idle and memory is short; it stays awake where there is none.
+    pub sleep_level: Option<u8>,
 }
 
 impl Deployment {
@@ -219,6 +221,9 @@ fn deployment(
     let rule = raw.nodes.as_ref().map_or(NodeRule::Any, |rule| node_rule(rule, machines, problems));
     let spread = raw.spread.as_ref().map(|raw| domains::spread(raw, &rule, machines, problems));
     let beside = raw.beside.as_ref().map(|raw| domains::beside(raw, &rule, machines, problems));
+    let mut flags = check_flags::flags(raw.flags.clone(), engine, problems);
+    let level = raw.sleep_level.as_ref();
+    let sleep_level = level.and_then(|level| sleep_level(level, engine, &mut flags, problems));
     Deployment {
         model: model.to_owned(),
         source,
@@ -230,7 +235,8 @@ fn deployment(
         spread,
         beside,
         devices,
-        flags: check_flags::flags(raw.flags.clone(), engine, problems),
+        flags,
+        sleep_level,
         weight: raw.weight.unwrap_or(1),
         extra_args: check_flags::extra_args(
             raw.extra_args.clone().unwrap_or_default(),
@@ -240,6 +246,32 @@ fn deployment(
         demand: raw.demand.as_ref().map(|demand| checked(demand, problems)),
         name,
     }
+}
+
+/// A level of sleep, with the flag that it needs.
+fn sleep_level(
+    raw: &Spanned<u8>,
+    engine: EngineKind,
+    flags: &mut Flags,
+    problems: &mut Problems<'_>,
+) -> Option<u8> {
+    const FLAG: &str = "enable_sleep_mode";
+    let mut refuse = |message: &str, hint: &str| problems.add_with_hint(raw.span(), message, hint);
+    match (engine, *raw.get_ref()) {
+        (EngineKind::Vllm, 1 | 2) if flags.get(FLAG) == Some(&FlagValue::Bool(false)) => {
+            refuse("it can't sleep with enable_sleep_mode = false", "leave the flag out");
+        }
+        (EngineKind::Vllm, level @ 1..=2) => {
+            flags.insert(FLAG.to_owned(), FlagValue::Bool(true));
+            return Some(level);
+        }
+        (EngineKind::Vllm, _) => refuse(
+            "vLLM has sleep levels 1 and 2",
+            "1 keeps weights in host memory, 2 reads them again; leave it out for none",
+        ),
+        _ => refuse("only vLLM can be put to sleep", "leave sleep_level out"),
+    }
+    None
 }
 
 fn checked_scale(raw: &Spanned<Scale>, problems: &mut Problems<'_>) -> Scale {

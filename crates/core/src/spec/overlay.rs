@@ -51,6 +51,7 @@ pub(super) fn model(base: &RawModel, over: &RawModel, inherited: EngineKind) -> 
         extra_args: over.extra_args.clone().or_else(|| base.extra_args.clone()),
         demand: over.demand.clone().or_else(|| base.demand.clone()),
         weight: over.weight.or(base.weight),
+        sleep_level: over.sleep_level.clone().or_else(|| base.sleep_level.clone()),
         external: over.external.clone().or_else(|| base.external.clone()),
         deployments: models(&base.deployments, &over.deployments, over.engine.unwrap_or(engine)),
         running: over.running.clone().or_else(|| base.running.clone()),

@@ -284,6 +284,10 @@ pub struct RawModel {
     /// Of a model with several deployments: how many of its requests this one gets, beside the others' weights.
     /// Default: 1.
     pub weight: Option<u32>,
+    /// vLLM may be put to sleep while it is idle and others have taken its GPUs' memory: 1 keeps its weights in host
+    /// memory, 2 reads them again when it wakes. Without it: never.
+    #[schemars(with = "Option<u8>")]
+    pub sleep_level: Option<Spanned<u8>>,
     /// Servers that somebody else runs: requests go to them, beside berth's own instances if there are any;
     /// they are watched, and never started or stopped. One, or a list.
     #[schemars(with = "Option<RawExternals>")]

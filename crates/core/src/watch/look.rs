@@ -70,6 +70,9 @@ pub struct EngineLook {
     /// What it says that its model holds of its devices.
     #[serde(default)]
     pub held: Option<Bytes>,
+    /// Whether it sleeps.
+    #[serde(default)]
+    pub is_asleep: Option<bool>,
 }
 
 impl DeviceLook {

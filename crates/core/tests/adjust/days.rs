@@ -98,6 +98,7 @@ impl World {
                 kv_cache_usage: Some(load.min(1.0)),
                 preemptions: Some(self.put_off),
                 held: None,
+                is_asleep: None,
             });
         }
         look

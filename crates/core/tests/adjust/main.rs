@@ -8,4 +8,5 @@
 mod chance;
 mod days;
 mod rolls;
+mod sleeps;
 mod wishes;

@@ -50,6 +50,7 @@ pub(crate) fn planned(
         shares: shares.iter().map(share).collect(),
         cache_tokens: None,
         weight: 1,
+        sleep: None,
     }
 }
 

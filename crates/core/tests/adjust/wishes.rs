@@ -33,6 +33,7 @@ fn engine(id: &str, usage: Option<f64>, waiting: u64, preemptions: u64) -> Engin
         kv_cache_usage: usage,
         preemptions: Some(preemptions),
         held: None,
+        is_asleep: None,
     }
 }
 

@@ -20,6 +20,7 @@ fn with_engine(mut look: Look, waiting: u64, usage: f64, preemptions: u64) -> Lo
         kv_cache_usage: Some(usage),
         preemptions: Some(preemptions),
         held: None,
+        is_asleep: None,
     }];
     look
 }

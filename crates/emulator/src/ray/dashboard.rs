@@ -36,9 +36,24 @@ impl Answers for Dashboard {
             (&Method::POST, path) if path.starts_with("/emulator/nodes/") => {
                 lose(shared, path.trim_start_matches("/emulator/nodes/"), &asked.json())
             }
+            (&Method::POST, path) if path.starts_with("/emulator/gpus/") => {
+                take(shared, path.trim_start_matches("/emulator/gpus/"), &asked.json())
+            }
             _ => Answer::text(404, "not found"),
         }
     }
+}
+
+/// Has a stranger hold so much of a GPU: `{"bytes": 1073741824}` to `NODE/GPU`.
+fn take(shared: &Shared, path: &str, body: &Value) -> Answer {
+    let card = path.split_once('/').map(|(node, gpu)| (node.to_owned(), gpu.to_owned()));
+    let card = card.filter(|card| shared.starting.contains_key(card));
+    let (Some(card), Some(bytes)) = (card, body["bytes"].as_u64()) else {
+        return Answer::text(400, "POST {\"bytes\": 0} to NODE/GPU of those that there are\n");
+    };
+    shared.inner().held.entry(card).or_default().insert("a stranger".to_owned(), bytes);
+    shared.changed.notify_waiters();
+    Answer::text(200, "")
 }
 
 fn package(shared: &Shared, method: &Method, path: &str) -> Answer {

@@ -173,14 +173,48 @@ async fn run(shared: &Arc<Shared>, start: &Start<'_>) -> Result<String, String> 
         ended(&format!("{address}: {error}"), 1, &["[Errno 98] address already in use".to_owned()])
     })?;
     show(shared, app, "RUNNING", Some(Replica { node: node.to_owned(), state: "RUNNING", pid }));
-    let leaking = async {
+    let living = async {
         loop {
             tokio::time::sleep(PAUSE).await;
-            let held_now = taken.bytes.iter().map(|first| Bytes(first.0 + engine.leaked()));
+            if sleeps(shared, app) != engine.state().is_asleep
+                && let Err(why) = turn(shared, app, &engine, &taken, &cards)
+            {
+                engine.end(&why, 1, "torch.OutOfMemoryError: CUDA out of memory. (emulated)");
+            }
+            let is_asleep = engine.state().is_asleep && !taken.asleep.is_empty();
+            let bytes = if is_asleep { &taken.asleep } else { &taken.bytes };
+            let held_now = bytes.iter().map(|first| Bytes(first.0 + engine.leaked()));
             held.set(&held_now.collect::<Vec<_>>());
         }
     };
-    Ok(until_ended(shared, node, &engine, leaking).await)
+    Ok(until_ended(shared, node, &engine, living).await)
+}
+
+/// Whether an application's engine was told to sleep, as its replica's `reconfigure` is.
+fn sleeps(shared: &Shared, app: &str) -> bool {
+    let inner = shared.inner();
+    let config = inner.apps.get(app).map(|app| &app.config["deployments"][0]["user_config"]);
+    config.is_some_and(|config| config["sleep_level"].as_u64().unwrap_or(0) > 0)
+}
+
+/// Puts an engine to sleep or wakes it. It can't wake where its memory is gone.
+fn turn(
+    shared: &Shared,
+    app: &str,
+    engine: &Engine,
+    taken: &Taken,
+    cards: &[Card],
+) -> Result<(), String> {
+    let is_asleep = sleeps(shared, app);
+    let more = taken.bytes.iter().zip(&taken.asleep).map(|(awake, asleep)| *awake - *asleep);
+    for (card, more) in cards.iter().zip(more).filter(|_| !is_asleep) {
+        let free = gpu(shared, card, false).map(|gpu| gpu.total - gpu.used_by_others);
+        if free.is_some_and(|free| free < more) {
+            return Err(format!("it could not wake: {more} of {} {} are not free", card.0, card.1));
+        }
+    }
+    engine.set_asleep(is_asleep);
+    Ok(())
 }
 
 /// Goes on with something until an engine ends or its node is lost; says why it ended.
@@ -270,7 +304,7 @@ fn take(
             longest: 8192,
             ..Pace::default()
         };
-        return Ok(Taken { bytes: planned, pace, seconds: 5.0 });
+        return Ok(Taken { bytes: planned, asleep: Vec::new(), pace, seconds: 5.0 });
     };
     let flags: Vec<String> = own_flags(&words[3..]);
     let gpus = cards.iter().filter_map(|card| gpu(shared, card, runs_already));
@@ -291,7 +325,7 @@ fn take(
                 sequences: 256,
                 longest: 8192,
             };
-            Ok(Taken { bytes: planned, pace, seconds: 60.0 })
+            Ok(Taken { bytes: planned, asleep: Vec::new(), pace, seconds: 60.0 })
         }
         Err(why) => Err(ended(&format!("it ended before it was ready: {why}"), 1, &started.log)),
     }

@@ -37,7 +37,7 @@ impl Answers for Api {
 }
 
 fn sleep(engine: &Engine, asleep: bool) -> Answer {
-    engine.state().is_asleep = asleep;
+    engine.set_asleep(asleep);
     Answer::text(200, "")
 }
 
@@ -53,8 +53,16 @@ fn models(engine: &Engine) -> Value {
 
 /// The gauges and counters that watchers read.
 fn metrics(engine: &Engine) -> String {
-    let State { running, waiting, used_tokens, prompt_tokens, generated_tokens, requests, .. } =
-        *engine.state();
+    let State {
+        running,
+        waiting,
+        used_tokens,
+        prompt_tokens,
+        generated_tokens,
+        requests,
+        is_asleep,
+        ..
+    } = *engine.state();
     let usage = used_tokens as f64 / engine.pace.cache_tokens.max(1) as f64;
     let labels = format!("{{engine=\"0\",model_name=\"{}\"}}", engine.model);
     let gauge =
@@ -62,7 +70,14 @@ fn metrics(engine: &Engine) -> String {
     let counter = |name: &str, value: u64| {
         format!("# TYPE vllm:{name} counter\nvllm:{name}_total{labels} {value}\n")
     };
+    let asleep = |state: &str, value: bool| {
+        let labels = labels.replace('}', &format!(",sleep_state=\"{state}\"}}"));
+        format!("vllm:engine_sleep_state{labels} {}\n", f64::from(u8::from(value)))
+    };
     [
+        "# TYPE vllm:engine_sleep_state gauge\n".to_owned(),
+        asleep("awake", !is_asleep),
+        asleep("weights_offloaded", is_asleep),
         gauge("num_requests_running", running as f64),
         gauge("num_requests_waiting", waiting as f64),
         gauge("kv_cache_usage_perc", usage.min(1.0)),

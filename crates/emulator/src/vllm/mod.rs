@@ -6,13 +6,21 @@
 mod api;
 pub mod start;
 
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use crate::engine::Engine;
+use crate::http::Server;
+
+/// A server that listens until it is dropped.
+#[derive(Debug)]
+pub struct Running(#[expect(dead_code, reason = "it is held")] Server);
+
 /// Serves an engine's HTTP at an address.
 ///
 /// # Errors
 /// Where somebody else listens there.
-pub(crate) async fn serve(
-    address: std::net::SocketAddr,
-    engine: std::sync::Arc<crate::engine::Engine>,
-) -> std::io::Result<crate::http::Server> {
-    crate::http::serve(address, std::sync::Arc::new(api::Api(engine))).await
+pub async fn serve(address: SocketAddr, engine: Arc<Engine>) -> io::Result<Running> {
+    Ok(Running(crate::http::serve(address, Arc::new(api::Api(engine))).await?))
 }

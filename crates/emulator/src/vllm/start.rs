@@ -23,6 +23,8 @@ pub struct Started {
 pub struct Taken {
     /// Bytes of each GPU.
     pub bytes: Vec<Bytes>,
+    /// The same while it sleeps; empty where it can't.
+    pub asleep: Vec<Bytes>,
     /// What its pace depends on.
     pub pace: Pace,
     /// Seconds that the real one would take to get there, as far as that is reckoned.
@@ -53,13 +55,11 @@ pub fn start(model: &Transformer, words: &[String], gpus: &[Gpu], version: &str)
     }
     log.extend(lines(&fit));
     let ranks = gpus.len().checked_div(fit.stages.len()).unwrap_or(1).max(1);
-    let bytes = (0..gpus.len()).filter_map(|gpu| fit.stages.get(gpu / ranks));
-    let weights: u64 = (0..gpus.len())
-        .filter_map(|gpu| fit.stages.get(gpu / ranks))
-        .map(|stage| stage.weights.0)
-        .sum();
+    let stages: Vec<_> = (0..gpus.len()).filter_map(|gpu| fit.stages.get(gpu / ranks)).collect();
+    let weights: u64 = stages.iter().map(|stage| stage.weights.0).sum();
     let taken = Taken {
-        bytes: bytes.map(|stage| stage.served).collect(),
+        bytes: stages.iter().map(|stage| stage.served).collect(),
+        asleep: stages.iter().filter_map(|stage| stage.asleep).collect(),
         pace: pace(model, &args, &fit, gpus.first().and_then(|gpu| gpu.kind)),
         seconds: 20.0 + weights as f64 / 1e9,
     };

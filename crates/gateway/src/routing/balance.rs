@@ -30,7 +30,7 @@ pub(crate) struct Chosen {
 pub(crate) enum Lack {
     /// Of instances that take requests and were not tried.
     Ready,
-    /// Of room: all have as much in flight as their caches hold.
+    /// Of room: all have as much in flight as their caches hold, or sleep.
     Room,
 }
 
@@ -56,7 +56,8 @@ pub(crate) fn choose(model: &Model, wanted: &Wanted, tried: &[String]) -> Result
     }
     open.retain(|one| !one.upstreams.is_empty());
     if open.is_empty() {
-        return Err(Lack::Ready);
+        let sleeps = |one: &Arc<Upstream>| one.is_asleep() && !tried.contains(&one.instance.id);
+        return Err(if model.upstreams().any(sleeps) { Lack::Room } else { Lack::Ready });
     }
     while !open.is_empty() {
         let drawn = open.swap_remove(draw(&open));

@@ -171,9 +171,10 @@ impl Routes {
         own.flat_map(|(_, model)| model.upstreams()).chain(&self.leaving)
     }
 
-    /// Whether a model has an instance that takes requests.
+    /// Whether a model has an instance that takes requests, or would once it is woken.
     pub(crate) fn serves(&self, name: &str) -> bool {
-        self.model(name).is_some_and(|model| model.upstreams().any(|one| one.is_ready()))
+        let model = self.model(name);
+        model.is_some_and(|model| model.upstreams().any(|one| one.is_ready() || one.is_asleep()))
     }
 
     /// Whether every model has an instance that takes requests.
@@ -228,6 +229,11 @@ impl Upstream {
     /// Whether it takes requests.
     pub fn is_ready(&self) -> bool {
         matches!(self.instance.state, UpstreamState::Ready | UpstreamState::OnTrial)
+    }
+
+    /// Whether it takes requests once it is woken.
+    pub(crate) fn is_asleep(&self) -> bool {
+        self.instance.state == UpstreamState::Asleep
     }
 
     /// Requests in flight on it.

@@ -84,6 +84,8 @@ pub enum UpstreamState {
     Ready,
     /// It takes requests, and has only just been changed: it gets one in ten beside others of its deployment.
     OnTrial,
+    /// It sleeps: requests wait for it, and whoever put it to sleep wakes it for them.
+    Asleep,
     /// It will take requests soon.
     Starting,
     /// It takes no more.

@@ -148,6 +148,13 @@ impl RayCluster {
         apps.iter().map(|(name, app)| (name.clone(), replicas(app))).collect()
     }
 
+    /// What was put of all applications.
+    pub(crate) fn configs(&self) -> Vec<Value> {
+        let answer = self.ask("/api/serve/applications/").unwrap_or_default();
+        let apps = answer["applications"].as_object().cloned().unwrap_or_default();
+        apps.values().map(|app| app["deployed_app_config"].clone()).collect()
+    }
+
     /// What was put of an application.
     pub(crate) fn config(&self, name: &str) -> Value {
         let answer = self.ask("/api/serve/applications/").unwrap_or_default();

@@ -82,6 +82,7 @@ fn a_ray_cluster() {
     ollama_runs_there_too(&berth, &ray);
     send(i32::try_from(serve.id()).unwrap(), Signal::TERM);
     serve.wait().unwrap();
+    vllm_sleeps_without_a_restart(&berth, &ray);
     what_others_run_is_left(&berth, &ray);
     up_runs_it_there_and_stops_it(&berth, &ray);
 }
@@ -306,6 +307,42 @@ fn ollama_runs_there_too(berth: &Berth, ray: &RayCluster) {
     send(pid, Signal::KILL);
     wait_until("the server has gone with its replica", || !answers(berth, "small"));
     wait_until("Ray has brought it up again", || answers(berth, "small"));
+}
+
+/// vLLM is emulated, as it needs a GPU to sleep; that Serve tells its replica without a restart is what counts.
+fn vllm_sleeps_without_a_restart(berth: &Berth, ray: &RayCluster) {
+    let vllm = std::path::Path::new(env!("CARGO_BIN_EXE_berth")).with_file_name("emulated-vllm");
+    assert!(vllm.exists(), "build it first: cargo build -p berth-emulator");
+    let config = crate::harness::root().join("data/configs/qwen3-8b.json");
+    let folder = berth.folder.path().join("qwen3-8b");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::copy(config, folder.join("config.json")).unwrap();
+    let sleeper = format!(
+        "[models.sleeper]\nengine = \"vllm\"\nsource = \"{}\"\ndevices = [\"gpu:1\"]\nnodes = \"n2\"\n\
+         sleep_level = 1\nflags = {{ max_model_len = 2048, enforce_eager = true }}\n\
+         [engines.vllm]\nbinary = \"{}\"\n",
+        folder.display(),
+        vllm.display()
+    );
+    spec(berth, ray, &(case() + &sleeper));
+    berth.run(&["apply"]).expect(0, &["sleeper-0: ready"]);
+    let instance = berth.instance("sleeper-0");
+    let address = format!("http://{}:{}", instance["host"].as_str().unwrap(), instance["port"]);
+    let is_asleep = || {
+        let answer = ureq::get(format!("{address}/is_sleeping")).call().ok()?;
+        let answer: Value =
+            serde_json::from_str(&answer.into_body().read_to_string().ok()?).ok()?;
+        answer["is_sleeping"].as_bool()
+    };
+    let before = ray.applications()["berth-sleeper-0"].clone();
+    for level in [1, 0] {
+        let mut all = ray.configs();
+        let sleeper = all.iter_mut().find(|config| config["name"] == "berth-sleeper-0").unwrap();
+        sleeper["deployments"][0]["user_config"]["sleep_level"] = json!(level);
+        ray.put(&json!({ "applications": all }));
+        wait_until("it is told", || is_asleep() == Some(level == 1));
+    }
+    assert_eq!(ray.applications()["berth-sleeper-0"], before, "the same replica");
 }
 
 /// From an empty state folder, in the foreground, until Ctrl-C.

@@ -10,6 +10,7 @@ pub const MODELLED: &[&str] = &[
     "disable_hybrid_kv_cache_manager",
     "dtype",
     "enable_chunked_prefill",
+    "enable_sleep_mode",
     "enforce_eager",
     "gpu_memory_utilization",
     "kv_cache_dtype",
@@ -162,6 +163,7 @@ fn takes_a_value(name: &str) -> bool {
         "async_scheduling",
         "disable_hybrid_kv_cache_manager",
         "enable_chunked_prefill",
+        "enable_sleep_mode",
         "enforce_eager",
         "language_model_only",
     ];

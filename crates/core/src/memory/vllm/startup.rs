@@ -430,7 +430,8 @@ impl<'a> Start<'a> {
         let served = passes.allocator.reserved;
         passes.allocator.empty_cache();
         let awake_only = segments + Bytes(stage.loaded.with_state);
-        let stays = fixed + Bytes(passes.allocator.reserved) + Bytes(constants.get(Term::FirstRequests));
+        let stays =
+            fixed + Bytes(passes.allocator.reserved) + Bytes(constants.get(Term::FirstRequests));
         let asleep = args.can_sleep.then_some(stays - awake_only);
         let trouble = passes.allocator.failed.map(|size| {
             let verdict =

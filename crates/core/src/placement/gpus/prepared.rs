@@ -160,8 +160,10 @@ impl Prepared<'_> {
         match &self.engine {
             EngineArgs::Vllm { model, args } => {
                 let fit = sharing.start(&Tenant { name, model, args, first_gpu: first }, engine);
-                let host = host_of_vllm(engine, model, args, here);
-                Started { host, ..Started::of_vllm(fit, count) }
+                let (likely, most) = host_of_vllm(engine, model, args, here);
+                let started = Started::of_vllm(fit, count);
+                let pinned = started.pinned_at(self.deployment.sleep_level.unwrap_or(0));
+                Started { host: (likely + pinned, most + pinned), ..started }
             }
             EngineArgs::Ollama { facts, request } => {
                 let free = &sharing.free()[first..first + count];
@@ -299,6 +301,13 @@ impl Started {
             note: None,
             vllm: None,
         }
+    }
+
+    /// Host memory that its weights take while it sleeps at a level.
+    pub(crate) fn pinned_at(&self, level: u8) -> Bytes {
+        let stages = self.vllm.iter().flat_map(|fit| fit.stages.iter().map(|stage| stage.pinned));
+        let ranks = self.vllm.as_ref().map_or(0, |fit| fit.tensor_parallel);
+        if level == 1 { stages.sum::<Bytes>() * ranks } else { Bytes::ZERO }
     }
 
     fn of_vllm(fit: VllmFit, gpus: usize) -> Self {

@@ -8,7 +8,7 @@ from ray import serve
 
 from .engine import Engine
 
-VERSION = "2"
+VERSION = "3"
 
 
 def build(args: dict) -> serve.Application:

@@ -25,6 +25,7 @@ class Engine:
         self.health = f"{self.address}{args['health']}"
         self.session = None
         self.ended = None
+        self.sleep_level = 0
         self.ready = threading.Event()
         log = log_file(args["instance"])
         order = dict(args, log=str(log))
@@ -56,6 +57,26 @@ class Engine:
         if self.ended is None:
             self.ended = {"event": "ended", "why": "the supervisor ended", "log": []}
         self.ready.set()
+
+    async def reconfigure(self, wanted: dict):
+        """Puts the engine to sleep or wakes it (vLLM 0.26), without a restart. Serve calls it after a start, too."""
+        level = wanted["sleep_level"]
+        if level > 0 and self.sleep_level == 0:
+            # What runs is let end first.
+            await self._tell(f"/sleep?level={level}&mode=wait")
+        elif level == 0 and self.sleep_level == 2:
+            await self._tell("/wake_up?tags=weights")
+            await self._tell("/collective_rpc", {"method": "reload_weights"})
+            await self._tell("/wake_up?tags=kv_cache")
+        elif level == 0 and self.sleep_level == 1:
+            await self._tell("/wake_up")
+        self.sleep_level = level
+
+    async def _tell(self, path: str, body=None):
+        async with self._session().post(f"{self.address}{path}", json=body) as answer:
+            if answer.status != 200:
+                why = (await answer.text())[-1000:]
+                raise RuntimeError(f"the engine answers {answer.status} to {path}: {why}")
 
     async def check_health(self):
         if self.ended is not None:

@@ -45,6 +45,7 @@ LOCK_LIMIT_S = 600
 LOG_TAIL = 8000
 FREE_LIMIT_S = 120
 PR_SET_PDEATHSIG = 1
+GUARDED = ["--middleware", "berth_guard.OnlyFromHere"]
 
 
 class Gone(Exception):
@@ -231,11 +232,14 @@ def free_bytes(gpu: str, index: int):
 def start(order: dict, own) -> subprocess.Popen:
     log = open(order["log"], "ab")
     folder = order["folder"] if os.path.isdir(order["folder"]) else "/"
+    command, environment = order["command"], dict(os.environ, **order["environment"])
+    if order["sleeps"]:
+        command, environment = command + GUARDED, with_developer_routes(environment)
     try:
         return subprocess.Popen(
-            order["command"],
+            command,
             cwd=folder,
-            env=dict(os.environ, **order["environment"]),
+            env=environment,
             stdin=own,
             stdout=log,
             stderr=log,
@@ -245,6 +249,14 @@ def start(order: dict, own) -> subprocess.Popen:
     except OSError as error:
         why = f"{order['command'][0]} can't be started: {error}"
         raise Refused(why, "cannot_start") from error
+
+
+def with_developer_routes(environment: dict) -> dict:
+    """vLLM sleeps by routes for developers; a guard keeps those to this machine."""
+    guard = str(Path(__file__).with_name("inside_vllm"))
+    paths = [guard, environment.get("PYTHONPATH")]
+    own = {"VLLM_SERVER_DEV_MODE": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    return {**environment, **own}
 
 
 def die_with_parent():
