@@ -22,6 +22,7 @@ use crate::advise::{self, Came};
 use crate::failure::Failure;
 use crate::files;
 use crate::in_flight::{self, Counted};
+use crate::learn::Learner;
 use crate::output;
 use crate::publish::{Served, publish};
 use crate::webhook::Webhook;
@@ -45,8 +46,10 @@ pub(crate) fn controller(
     gateway: Option<&Gateway>,
 ) -> Result<Option<Controller>, Failure> {
     let (events, mut told) = mpsc::unbounded_channel::<Event>();
+    let learner = Learner::new(dir.clone());
     tokio::spawn(async move {
         while let Some(event) = told.recv().await {
+            learner.tell(&event);
             output::talk(&output::event(&event));
         }
     });

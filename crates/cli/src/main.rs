@@ -10,6 +10,7 @@ mod cmd;
 mod failure;
 mod files;
 mod in_flight;
+mod learn;
 mod lifecycle;
 mod output;
 mod prepare;

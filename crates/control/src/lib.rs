@@ -22,6 +22,7 @@ pub mod journal;
 mod lease;
 mod local;
 mod log_file;
+mod probes;
 mod pulse;
 pub mod ray;
 pub mod status;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Child;
 
 use berth_cluster::local::{SpawnError, StateDir, owns_port, process};
@@ -10,7 +11,6 @@ use berth_core::plan::{Plan, PlannedInstance};
 use berth_core::reconcile::{self, Action, Phase};
 use berth_core::spec::GatewaySpec;
 use berth_engines::{Cause, Diagnosis, ExitKind, Health, health, llama_server};
-use tokio::task::JoinHandle;
 
 use crate::book::Book;
 use crate::clock::now_ms;
@@ -19,6 +19,7 @@ use crate::crash;
 use crate::event::EventKind;
 use crate::journal::InstanceEntry;
 use crate::log_file;
+use crate::probes::{Probes, no_answer};
 use crate::pulse::Pulse;
 use crate::status::{InstanceStatus, status_of};
 use crate::stops::{Patience, Step, Stops};
@@ -40,8 +41,8 @@ pub(crate) struct LocalController {
     exits: HashMap<u32, ExitKind>,
     /// The process that each instance had last.
     pids: HashMap<InstanceId, u32>,
-    /// Requests for one token that changed engines are asked, by process.
-    probes: HashMap<u32, JoinHandle<bool>>,
+    /// By process.
+    probes: Probes<u32>,
     stops: Stops<u32>,
     patience: Patience,
     pulse: Pulse,
@@ -66,7 +67,7 @@ impl LocalController {
             children: HashMap::new(),
             exits: HashMap::new(),
             pids: HashMap::new(),
-            probes: HashMap::new(),
+            probes: Probes::default(),
             stops: Stops::default(),
             patience: Patience::Drain,
             pulse: Pulse::default(),
@@ -203,7 +204,7 @@ impl LocalController {
             }
         }
         let running = &self.running;
-        self.probes.retain(|pid, _| running.iter().any(|one| one.pid == *pid));
+        self.probes.retain(|pid| running.iter().any(|one| one.pid == *pid));
         // What runs as it is wanted is not being stopped, whatever was wanted before.
         self.stops.retain(|pid| running.iter().any(|one| one.pid == *pid && !plan.wants(one)));
         for id in self.book.unwanted(plan) {
@@ -279,8 +280,12 @@ impl LocalController {
                 owns_port(&pids, planned.port) && health::ask(planned.port).await == Health::Ready;
             // What was changed has to show that it works before requests go there.
             let is_changed = self.book.earlier(planned).is_some();
-            let probed =
-                if is_ready && is_changed { self.probed(planned, &running).await } else { None };
+            let address = SocketAddr::from((Ipv4Addr::LOCALHOST, planned.port));
+            let name = planned.served_name();
+            let probed = match is_ready && is_changed {
+                true => self.probes.answer(&running.pid, address, name).await,
+                false => None,
+            };
             if probed == Some(false) {
                 self.give_up(planned, &running, no_answer())?;
             } else if is_ready && is_changed && probed.is_none() {
@@ -302,22 +307,6 @@ impl LocalController {
             }
         }
         Ok(())
-    }
-
-    /// What came of asking a changed engine for one token, beside the loop; none while it is asked.
-    async fn probed(
-        &mut self,
-        planned: &PlannedInstance,
-        running: &RunningInstance,
-    ) -> Option<bool> {
-        let (port, name) = (planned.port, planned.served_name().to_owned());
-        let ask = || tokio::spawn(async move { health::probe(port, &name).await });
-        let probe = self.probes.entry(running.pid).or_insert_with(ask);
-        if !probe.is_finished() {
-            return None;
-        }
-        let answered = self.probes.remove(&running.pid)?.await;
-        Some(answered.unwrap_or(false))
     }
 
     /// Journals the start, then starts.
@@ -386,16 +375,6 @@ fn unresponsive() -> Diagnosis {
         cause: Cause::Unresponsive,
         message: "it no longer answered its health endpoint, and was ended".to_owned(),
         hint: "its earlier log in STATE/logs says what it was doing".to_owned(),
-        evidence: None,
-    }
-}
-
-fn no_answer() -> Diagnosis {
-    Diagnosis {
-        // It would do so again: what it was before is better.
-        cause: Cause::CannotStart,
-        message: "its health endpoint answers, and a request for one token doesn't".to_owned(),
-        hint: "its log in STATE/logs says what it was doing".to_owned(),
         evidence: None,
     }
 }

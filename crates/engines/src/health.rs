@@ -48,10 +48,9 @@ pub async fn ask_at(address: SocketAddr, path: &'static str) -> Health {
 /// A first token of a large model on a busy processor may take this long.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Whether a server on a loopback port answers a request for one token: anything but an error of the server's own, since
+/// Whether a server answers a request for one token: anything but an error of the server's own, since
 /// a model that writes no text may say so.
-pub async fn probe(port: u16, model: &str) -> bool {
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+pub async fn probe(address: SocketAddr, model: &str) -> bool {
     let body = json!({ "model": model, "prompt": "1", "max_tokens": 1 }).to_string();
     let request = Request::post("/v1/completions")
         .header("host", "localhost")
@@ -71,7 +70,6 @@ pub async fn probe(port: u16, model: &str) -> bool {
 /// A page longer than this is none of an engine's.
 const MOST_PAGE: usize = 4 << 20;
 
-/// What a server has at a path, as text; none where it doesn't answer with 200 in time.
 /// Whether vLLM sleeps; none where it doesn't say.
 pub async fn is_asleep(address: SocketAddr) -> Option<bool> {
     let said: serde_json::Value =
@@ -79,6 +77,7 @@ pub async fn is_asleep(address: SocketAddr) -> Option<bool> {
     said["is_sleeping"].as_bool()
 }
 
+/// What a server has at a path, as text; none where it doesn't answer with 200 in time.
 pub(crate) async fn page(address: SocketAddr, path: &'static str) -> Option<String> {
     let stream = tokio::time::timeout(TIMEOUT, TcpStream::connect(address)).await.ok()?.ok()?;
     let asking = exchange(stream, path, async |answer| {

@@ -93,6 +93,19 @@ pub(crate) fn run(state: &Path, args: &CalibrateArgs) -> Result<ExitCode, Failur
     Ok(ExitCode::SUCCESS)
 }
 
+/// Takes a lesson into a person's own calibration; says how many of its figures are new there.
+pub(crate) fn keep(state: &Path, entry: Entry) -> Result<usize, Failure> {
+    let mut own = own(state)?;
+    let before = own.clone();
+    let count = entry.terms.len();
+    own.add(entry);
+    if own == before {
+        return Ok(0);
+    }
+    write(&path(state), &own)?;
+    Ok(count)
+}
+
 /// Compares one log, and gives what it teaches.
 fn one(log: &Path, args: &CalibrateArgs) -> Result<Option<Entry>, Failure> {
     let text = fs::read(log).map_err(|error| {

@@ -9,6 +9,8 @@ use serde_json::{Map, Value, json};
 
 use super::client::{Ray, RayError, strange};
 
+/// Lines of a log that are read whole: vLLM logs some thousand before it is ready.
+const MOST_LINES: u32 = 20_000;
 /// Letters of a log's line that are shown.
 const MOST_OF_A_LINE: usize = 160;
 const APPLICATIONS: &str = "/api/serve/applications/";
@@ -119,13 +121,21 @@ fn application(app: &Value) -> Application {
 
 /// The last line of an engine's own log, which its module keeps among Ray's; none where Ray doesn't give it.
 pub fn last_line(ray: &Ray, instance: &str, replica: &Replica) -> Option<String> {
-    let (node, pid) = (replica.node_id.as_ref()?, replica.pid?);
-    let file = format!("berth/{instance}-{pid}.log");
-    let text = ray
-        .text(&format!("/api/v0/logs/file?node_id={node}&filename={file}&lines=1&timeout=2"))
-        .ok()?;
+    let text = tail(ray, instance, replica, 1)?;
     let line = text.lines().rev().map(str::trim).find(|line| !line.is_empty())?;
     Some(line.chars().filter(|letter| !letter.is_control()).take(MOST_OF_A_LINE).collect())
+}
+
+/// An engine's own log, of which the start is early; none where Ray doesn't give it.
+pub fn log(ray: &Ray, instance: &str, replica: &Replica) -> Option<String> {
+    tail(ray, instance, replica, MOST_LINES)
+}
+
+fn tail(ray: &Ray, instance: &str, replica: &Replica, lines: u32) -> Option<String> {
+    let (node, pid) = (replica.node_id.as_ref()?, replica.pid?);
+    let file = format!("berth/{instance}-{pid}.log");
+    let of = format!("node_id={node}&filename={file}&lines={lines}&timeout=2");
+    ray.text(&format!("/api/v0/logs/file?{of}")).ok()
 }
 
 /// All that is to be put so that of one's own applications just `wanted` are there. `is_own` says which

@@ -35,6 +35,7 @@ use crate::clock::now_ms;
 use crate::controller::{ControllerError, InFlight, Turn};
 use crate::event::EventKind;
 use crate::lease;
+use crate::probes::Probes;
 use crate::status::{InstanceStatus, status_of};
 use crate::stops::{Patience, Stops};
 
@@ -71,6 +72,8 @@ pub(crate) struct RayController {
     resting: BTreeMap<InstanceId, Rest>,
     /// When those that can sleep were last asked.
     asked: BTreeMap<InstanceId, sleep::Asked>,
+    /// By instance and how it is started.
+    probes: Probes<(InstanceId, Digest)>,
     stops: Stops<InstanceId>,
     patience: Patience,
     is_first_turn: bool,
@@ -152,6 +155,7 @@ impl RayController {
             state_id: book.journal.state_id()?,
             resting: book.journal.resting()?,
             asked: BTreeMap::new(),
+            probes: Probes::default(),
             book,
             in_flight,
             inventory: Inventory::default(),
@@ -192,7 +196,7 @@ impl RayController {
         if std::mem::take(&mut self.is_first_turn) {
             self.recover(&plan, &running)?;
         }
-        self.note(&plan, &running)?;
+        self.note(&plan, &running).await?;
         self.book.note_proven(&plan, &running)?;
         self.book.roll_back()?;
         let seen = plan;

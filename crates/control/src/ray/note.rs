@@ -1,5 +1,7 @@
 //! What became of every instance since the last turn, and why.
 
+use std::net::SocketAddr;
+
 use berth_cluster::ray::serve::{AppStatus, Application};
 use berth_core::emit::ray as emit;
 use berth_core::inventory::RunningInstance;
@@ -12,13 +14,14 @@ use crate::clock::now_ms;
 use crate::controller::ControllerError;
 use crate::event::EventKind;
 use crate::journal::InstanceEntry;
+use crate::probes::no_answer;
 
 /// An engine that isn't ready after this long is stopped: beyond the module's own limit.
 const START_LIMIT_MS: u64 = 16 * 60 * 1000;
 
 impl RayController {
     /// Notes what became of every instance since the last turn.
-    pub(super) fn note(
+    pub(super) async fn note(
         &mut self,
         plan: &Plan,
         running: &[RunningInstance],
@@ -33,7 +36,7 @@ impl RayController {
             };
             let app = app.filter(is_own).filter(|app| app.status != AppStatus::Deleting);
             match (self.book.phase(planned), app) {
-                (Some(Phase::Starting), Some(app)) => self.note_starting(planned, &app)?,
+                (Some(Phase::Starting), Some(app)) => self.note_starting(planned, &app).await?,
                 (Some(Phase::Ready), Some(app))
                     if !still_serves(&app) && self.book.is_on_trial(planned, now_ms()) =>
                 {
@@ -62,6 +65,9 @@ impl RayController {
                 _ => {}
             }
         }
+        self.probes.retain(|(id, config)| {
+            plan.instance(id).is_some_and(|planned| planned.config() == *config)
+        });
         // What runs as it is wanted is not being stopped, whatever ran before under its name.
         self.stops.retain(|id| running.iter().any(|one| one.id == *id && !plan.wants(one)));
         for id in self.book.unwanted(plan) {
@@ -73,7 +79,7 @@ impl RayController {
         Ok(())
     }
 
-    pub(super) fn note_starting(
+    pub(super) async fn note_starting(
         &mut self,
         planned: &PlannedInstance,
         app: &Application,
@@ -81,7 +87,16 @@ impl RayController {
         let Some(entry) = self.book.entry(&planned.id).cloned() else { return Ok(()) };
         let waited = now_ms().saturating_sub(entry.record.since_ms);
         let has_place = app.replicas.iter().any(|replica| replica.node_id.is_some());
-        if is_up(app) {
+        // What was changed has to show that it works before requests go there.
+        let answered = match is_up(app) && self.book.earlier(planned).is_some() {
+            true => self.answered(planned).await,
+            false => Some(true),
+        };
+        if is_up(app) && answered == Some(false) {
+            self.book.fail(planned, no_answer())?;
+        } else if is_up(app) && answered.is_none() {
+            // The request is on its way.
+        } else if is_up(app) {
             let rolled_back = self.book.is_rolled_back(&planned.id);
             let entry = InstanceEntry {
                 record: entry.record.ready(now_ms()),
@@ -108,6 +123,14 @@ impl RayController {
             self.book.fail(planned, serve_replica::diagnose(planned.engine, &app.message))?;
         }
         Ok(())
+    }
+
+    /// What came of asking a changed instance for one token; none while it is asked.
+    async fn answered(&mut self, planned: &PlannedInstance) -> Option<bool> {
+        let Ok(host) = planned.host.parse() else { return Some(true) };
+        let address = SocketAddr::new(host, planned.port);
+        let of = (planned.id.clone(), planned.config());
+        self.probes.answer(&of, address, planned.served_name()).await
     }
 
     /// Ray shows a replica without a place as on its way for ever: what it lacks is found by looking.

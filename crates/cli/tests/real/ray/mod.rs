@@ -82,7 +82,7 @@ fn a_ray_cluster() {
     ollama_runs_there_too(&berth, &ray);
     send(i32::try_from(serve.id()).unwrap(), Signal::TERM);
     serve.wait().unwrap();
-    vllm_sleeps_without_a_restart(&berth, &ray);
+    vllm_sleeps_and_its_log_teaches(&berth, &ray);
     what_others_run_is_left(&berth, &ray);
     up_runs_it_there_and_stops_it(&berth, &ray);
 }
@@ -270,22 +270,28 @@ fn a_change_that_cannot_start_goes_back(berth: &Berth, ray: &RayCluster) {
     assert!(answers(berth, "two") && answers(berth, "one"));
 }
 
+/// A program of a shell's lines.
+fn program(berth: &Berth, name: &str, lines: &str) -> std::path::PathBuf {
+    let file = berth.folder.path().join(name);
+    std::fs::write(&file, format!("#!/bin/sh\n{lines}\n")).unwrap();
+    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&file, executable).unwrap();
+    file
+}
+
 /// Ollama's server is emulated; what starts it, has it pull and load, and asks it is what a cluster gets.
 fn ollama_runs_there_too(berth: &Berth, ray: &RayCluster) {
     let berth_itself = std::path::Path::new(env!("CARGO_BIN_EXE_berth"));
     let emulated = berth_itself.with_file_name("emulated-ollama");
     assert!(emulated.exists(), "build it first: cargo build -p berth-emulator");
     // Slow enough for its pull to be seen.
-    let wrapper = berth.folder.path().join("ollama");
     let library = r#"{"owner/small:q8": {"size": 1000000000}}"#;
     let script = format!(
-        "#!/bin/sh\nEMULATED_LIBRARY='{library}' OLLAMA_MODELS='{}' exec '{}' \"$@\"\n",
+        "EMULATED_LIBRARY='{library}' OLLAMA_MODELS='{}' exec '{}' \"$@\"",
         berth.folder.path().join("library").display(),
         emulated.display()
     );
-    std::fs::write(&wrapper, script).unwrap();
-    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    std::fs::set_permissions(&wrapper, executable).unwrap();
+    let wrapper = program(berth, "ollama", &script);
     let ollama = format!(
         "[models.small]\nengine = \"ollama\"\nsource = \"owner/small:q8\"\ndevices = [\"gpu:2\"]\nnodes = \"n2\"\n\
          facts = {{ model = \"medgemma-4b\", type = \"q8_0\" }}\n[engines.ollama]\nbinary = \"{}\"\n",
@@ -309,18 +315,32 @@ fn ollama_runs_there_too(berth: &Berth, ray: &RayCluster) {
     wait_until("Ray has brought it up again", || answers(berth, "small"));
 }
 
-/// vLLM is emulated, as it needs a GPU to sleep; that Serve tells its replica without a restart is what counts.
-fn vllm_sleeps_without_a_restart(berth: &Berth, ray: &RayCluster) {
-    let vllm = std::path::Path::new(env!("CARGO_BIN_EXE_berth")).with_file_name("emulated-vllm");
-    assert!(vllm.exists(), "build it first: cargo build -p berth-emulator");
+/// vLLM is emulated, as it needs a GPU to sleep: that Serve tells its replica without a restart is what counts, and
+/// that what is logged comes to where plans are made.
+fn vllm_sleeps_and_its_log_teaches(berth: &Berth, ray: &RayCluster) {
+    const LOG: &str = "INFO [core.py:116] Initializing a V1 LLM engine (v0.26.0) with config: tensor_parallel_size=1, \
+        pipeline_parallel_size=1,\nINFO [model_runner.py:305] Model loading took 15.27 GiB and 1.7 seconds\n\
+        INFO [gpu_worker.py:857] Free memory on device (21.4/22.06 GiB) on startup. Desired GPU memory utilization is \
+        (0.92, 20.3 GiB). Actual usage is 15.27 GiB for weight, 0.7 GiB for peak activation, 0.37 GiB for non-torch \
+        memory, and 0.0 GiB for CUDAGraph memory.";
+    let emulated =
+        std::path::Path::new(env!("CARGO_BIN_EXE_berth")).with_file_name("emulated-vllm");
+    assert!(emulated.exists(), "build it first: cargo build -p berth-emulator");
+    let vllm = program(
+        berth,
+        "vllm",
+        &format!("cat <<'END'\n{LOG}\nEND\nexec '{}' \"$@\"", emulated.display()),
+    );
     let config = crate::harness::root().join("data/configs/qwen3-8b.json");
     let folder = berth.folder.path().join("qwen3-8b");
     std::fs::create_dir_all(&folder).unwrap();
     std::fs::copy(config, folder.join("config.json")).unwrap();
     let sleeper = format!(
-        "[models.sleeper]\nengine = \"vllm\"\nsource = \"{}\"\ndevices = [\"gpu:1\"]\nnodes = \"n2\"\n\
+        "[models.sleeper]\nengine = \"vllm\"\nsource = \"{0}\"\ndevices = [\"gpu:1\"]\nnodes = \"n2\"\n\
          sleep_level = 1\nflags = {{ max_model_len = 2048, enforce_eager = true }}\n\
-         [engines.vllm]\nbinary = \"{}\"\n",
+         [models.teacher]\nengine = \"vllm\"\nsource = \"{0}\"\ndevices = [\"gpu:2\"]\nnodes = \"n2\"\n\
+         flags = {{ max_model_len = 2048, enforce_eager = true }}\n\
+         [engines.vllm]\nbinary = \"{1}\"\n",
         folder.display(),
         vllm.display()
     );
@@ -343,6 +363,16 @@ fn vllm_sleeps_without_a_restart(berth: &Berth, ray: &RayCluster) {
         wait_until("it is told", || is_asleep() == Some(level == 1));
     }
     assert_eq!(ray.applications()["berth-sleeper-0"], before, "the same replica");
+
+    let mut serve = berth.command(&["serve"]).spawn().unwrap();
+    let learnt = berth.folder.path().join("state/calibration.json");
+    let says = |what: &str| {
+        std::fs::read_to_string(&learnt).is_ok_and(|calibration| calibration.contains(what))
+    };
+    wait_until("its log has taught", || says("the log of teacher-0 on n2, vLLM 0.26.0"));
+    assert!(says("\"non_torch\"") && !says("sleeper-0"));
+    send(i32::try_from(serve.id()).unwrap(), Signal::TERM);
+    serve.wait().unwrap();
 }
 
 /// From an empty state folder, in the foreground, until Ctrl-C.
