@@ -27,28 +27,35 @@ pub(super) struct Decided {
 }
 
 impl RayController {
-    /// The plan with as many instances as are called for. Without a gateway nobody knows what is asked, and
-    /// the numbers stay.
+    /// Counts what is asked of deployments that are scaled, once a turn. Without a gateway nobody knows, and the numbers
+    /// stay.
+    pub(super) fn count_asked(&mut self, plan: &Plan) {
+        let Some(in_flight) = &self.in_flight else { return };
+        for (deployment, scaled) in &plan.scaled {
+            let Some(count) = self.counts.get_mut(deployment) else { continue };
+            let of = || plan.instances.iter().filter(|one| one.deployment == *deployment);
+            let asked = Asked {
+                in_flight: of().map(|one| in_flight.in_flight(&one.id)).sum(),
+                waiting: of().next().map_or(0, |one| in_flight.waiting(&one.model)),
+                ended: of().map(|one| in_flight.ended(&one.id)).sum(),
+            };
+            let (flow, now_ms) = (self.flows.entry(deployment.clone()).or_default(), now_ms());
+            let target = scaled.scale.target_ongoing_requests;
+            *count = count.next(flow.ongoing(asked, target, now_ms), scaled, now_ms);
+        }
+    }
+
+    /// The plan with as many instances as are called for.
     pub(super) fn scaled(&mut self, plan: Plan, running: &[RunningInstance]) -> Plan {
         self.counts.retain(|deployment, _| plan.scaled.contains_key(deployment));
         self.flows.retain(|deployment, _| plan.scaled.contains_key(deployment));
         for (deployment, scaled) in &plan.scaled {
-            let of = || plan.instances.iter().filter(|one| one.deployment == *deployment);
-            let runs = of().filter(|one| is_there(one, running)).count() as u32;
+            let of = plan.instances.iter().filter(|one| one.deployment == *deployment);
+            let runs = of.filter(|one| is_there(one, running)).count() as u32;
             let count =
                 self.counts.entry(deployment.clone()).or_insert_with(|| Count::new(runs, scaled));
             let bounds = Count::new(count.wanted, scaled);
             *count = Count { wanted: bounds.wanted, ..*count };
-            if let Some(in_flight) = &self.in_flight {
-                let asked = Asked {
-                    in_flight: of().map(|one| in_flight.in_flight(&one.id)).sum(),
-                    waiting: of().next().map_or(0, |one| in_flight.waiting(&one.model)),
-                    ended: of().map(|one| in_flight.ended(&one.id)).sum(),
-                };
-                let (flow, now_ms) = (self.flows.entry(deployment.clone()).or_default(), now_ms());
-                let target = scaled.scale.target_ongoing_requests;
-                *count = count.next(flow.ongoing(asked, target, now_ms), scaled, now_ms);
-            }
         }
         let counts = self.counts.iter().map(|(name, count)| (name.clone(), count.wanted)).collect();
         plan.with_counts(&counts, |one| is_there(one, running))

@@ -192,6 +192,7 @@ impl RayController {
         }
         lease::check(&self.serving, &self.state_id, now_ms())?;
         let running = running(&self.serving, &self.state_id, &self.doing);
+        self.count_asked(&self.book.effective_plan());
         let (_, plan) = self.plans(&running);
         if std::mem::take(&mut self.is_first_turn) {
             self.recover(&plan, &running)?;
