@@ -19,6 +19,7 @@ fn instance(args: &str) -> PlannedInstance {
         deployment: "a".into(),
         model: "a".into(),
         engine: EngineKind::LlamaServer,
+        engine_version: None,
         binary: "llama-server".into(),
         args: vec![args.into()],
         environment: std::collections::BTreeMap::new(),

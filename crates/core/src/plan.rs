@@ -60,6 +60,9 @@ pub struct PlannedInstance {
     pub model: String,
     /// The engine.
     pub engine: EngineKind,
+    /// Its version, where the memory model goes by one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine_version: Option<String>,
     /// The engine's program.
     pub binary: String,
     /// All its arguments.

@@ -55,7 +55,7 @@ pub struct PlanError {
     pub model: String,
     /// The kind of device: a GPU's product, or `host memory`.
     pub device: String,
-    /// The engine.
+    /// The engine, with its version where that is known.
     pub engine: String,
     /// Configurations that were seen.
     pub configurations: u64,
@@ -178,7 +178,9 @@ impl Journal {
             let insert = "INSERT INTO most_held VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) \
                           ON CONFLICT (config, device_name) DO UPDATE SET \
                           observed = max(observed, excluded.observed), at_ms = excluded.at_ms";
-            let (config, engine) = (instance.config(), instance.engine.as_str());
+            let version = instance.engine_version.iter().map(|version| format!(" {version}"));
+            let engine = format!("{}{}", instance.engine.as_str(), version.collect::<String>());
+            let config = instance.config();
             let (config, model) = (config.as_str(), &instance.model);
             let row = params![config, device.name, model, engine, planned, observed, at_ms];
             transaction.execute(insert, row).map_err(sqlite)?;

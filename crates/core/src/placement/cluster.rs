@@ -13,7 +13,7 @@ use crate::plan::{DeviceShare, Plan, PlannedDevice, PlannedInstance, Sleep};
 use crate::report::{ModelReport, PlanReport, PlanVerdict};
 use crate::scale::Scaled;
 use crate::spec::{
-    Backend, Deployment, DeviceSelector, NodeRule, PORT_RANGE, Replicas, Running, Spec,
+    Backend, Deployment, DeviceSelector, EngineKind, NodeRule, PORT_RANGE, Replicas, Running, Spec,
 };
 use crate::units::Bytes;
 
@@ -219,6 +219,8 @@ impl Cluster<'_> {
             deployment: deployment.name.clone(),
             model: deployment.model.clone(),
             engine: deployment.engine,
+            engine_version: (deployment.engine == EngineKind::Vllm)
+                .then(|| self.spec.vllm_version.clone()),
             binary,
             args: start.args,
             environment: start.environment,

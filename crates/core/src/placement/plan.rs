@@ -195,6 +195,7 @@ fn instances(
                 deployment: model.name.clone(),
                 model: model.model.clone(),
                 engine: model.engine,
+                engine_version: None,
                 binary: found
                     .binaries
                     .get(&model.engine)

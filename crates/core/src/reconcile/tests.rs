@@ -17,6 +17,7 @@ fn planned(id: &str, device: &str, version: &str) -> PlannedInstance {
         deployment: "".into(),
         model: id.into(),
         engine: EngineKind::LlamaServer,
+        engine_version: None,
         binary: "llama-server".into(),
         args: vec![version.into()],
         environment: BTreeMap::new(),

@@ -39,6 +39,7 @@ pub(crate) fn planned(
         deployment: model.to_owned(),
         model: model.to_owned(),
         engine: EngineKind::Vllm,
+        engine_version: None,
         binary: "vllm".to_owned(),
         args: vec![format!("{version}")],
         environment: BTreeMap::new(),

@@ -23,6 +23,7 @@ fn instance(id: &str, node: &str, can_sleep: bool) -> PlannedInstance {
         deployment: id.to_owned(),
         model: id.to_owned(),
         engine: EngineKind::Vllm,
+        engine_version: None,
         binary: "vllm".to_owned(),
         args: Vec::new(),
         environment: BTreeMap::new(),
