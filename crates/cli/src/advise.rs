@@ -67,7 +67,8 @@ pub(crate) fn answer(state: &Path, wish: &Wish, look: &Look) -> Result<Came, Fai
     if plan.parent != Some(current.digest()) {
         return Ok(Came::Nothing("another plan came into force meanwhile".to_owned()));
     }
-    let mut advice = Advice { changes, plan, at_ms: now_ms() };
+    let digest = Some(plan.digest());
+    let mut advice = Advice { changes, plan, at_ms: now_ms(), digest };
     let entries = journal.instances()?;
     let serves =
         |id: &InstanceId| entries.get(id).is_some_and(|entry| entry.record.phase == Phase::Ready);

@@ -247,6 +247,8 @@ pub(crate) struct UpArgs {
     /// The gateway's address, in place of the spec's; on loopback
     #[arg(long, value_name = "ADDR:PORT")]
     pub(crate) listen: Option<SocketAddr>,
+    #[command(flatten)]
+    pub(crate) dashboard: DashboardArgs,
     /// Rehearse on emulated machines: those of [[cluster.nodes]], with emulated engines behind real sockets
     #[arg(long)]
     pub(crate) emulate: bool,
@@ -266,7 +268,40 @@ pub(crate) struct DoctorArgs {
 }
 
 #[derive(Debug, ClapArgs)]
-pub(crate) struct ServeArgs {}
+pub(crate) struct ServeArgs {
+    #[command(flatten)]
+    pub(crate) dashboard: DashboardArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct DashboardArgs {
+    /// The dashboard's address, or `off`; beyond loopback it needs a password [default: 127.0.0.1:8090, or any free
+    /// port where that is taken]
+    #[arg(long, value_name = "ADDR:PORT", value_parser = where_to)]
+    pub(crate) dashboard: Option<Where>,
+    /// A file with the dashboard's password [default: what BERTH_DASHBOARD_PASSWORD says, else none]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) dashboard_password: Option<PathBuf>,
+}
+
+/// Where the dashboard is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Where {
+    /// At an address.
+    At(SocketAddr),
+    /// Nowhere.
+    Off,
+}
+
+fn where_to(text: &str) -> Result<Where, String> {
+    match text {
+        "off" => Ok(Where::Off),
+        address => match address.parse() {
+            Ok(address) => Ok(Where::At(address)),
+            Err(_) => Err("write ADDRESS:PORT, as in 127.0.0.1:8090, or off".to_owned()),
+        },
+    }
+}
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct GatewayArgs {

@@ -31,6 +31,10 @@ impl Failure {
         Self { code: BAD_SPEC, errors: vec![(error.into(), None)] }
     }
 
+    pub(crate) fn does_not_fit(error: impl Into<anyhow::Error>) -> Self {
+        Self { code: DOES_NOT_FIT, errors: vec![(error.into(), None)] }
+    }
+
     /// What to do next.
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         if let Some((_, last)) = self.errors.last_mut() {
@@ -41,7 +45,18 @@ impl Failure {
 
     /// Prints `error:`, its causes and `hint:` to stderr.
     pub(crate) fn report(self) -> ExitCode {
-        for (error, hint) in &self.errors {
+        for (text, hint) in self.told() {
+            crate::output::talk(&format!("error: {text}"));
+            if let Some(hint) = hint {
+                crate::output::talk(&format!("hint: {hint}"));
+            }
+        }
+        ExitCode::from(self.code)
+    }
+
+    /// What is wrong and what to do, one after the other.
+    pub(crate) fn told(&self) -> impl Iterator<Item = (String, Option<&str>)> {
+        self.errors.iter().map(|(error, hint)| {
             // The outer message first, then each cause that says something new.
             let mut text = error.to_string();
             for cause in error.chain().skip(1).map(ToString::to_string) {
@@ -49,12 +64,13 @@ impl Failure {
                     text = format!("{text}: {cause}");
                 }
             }
-            crate::output::talk(&format!("error: {text}"));
-            if let Some(hint) = hint {
-                crate::output::talk(&format!("hint: {hint}"));
-            }
-        }
-        ExitCode::from(self.code)
+            (text, hint.as_deref())
+        })
+    }
+
+    /// Whether it is a spec that is wrong.
+    pub(crate) fn is_of_the_spec(&self) -> bool {
+        self.code == BAD_SPEC
     }
 }
 

@@ -12,13 +12,14 @@ use berth_control::{Controller, Event, InstanceState, watch};
 use berth_core::Plan;
 use berth_core::adjust::Wish;
 use berth_core::spec::{GatewaySpec, TlsFiles};
-use berth_core::watch::Look;
+use berth_core::watch::{Alarm, Look};
 use berth_gateway::spans::Spans;
 use berth_gateway::{Gateway, Settings, tls};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
 use crate::advise::{self, Came};
+use crate::dashboard::feed::Feed;
 use crate::failure::Failure;
 use crate::files;
 use crate::in_flight::{self, Counted};
@@ -161,7 +162,7 @@ pub(crate) async fn keep(controller: &mut Controller, served: Served<'_>) -> Res
 }
 
 /// Looks at memory beside the loop for as long as the command runs, and tells what is wrong.
-pub(crate) async fn watch(dir: StateDir) {
+pub(crate) async fn watch(dir: StateDir, feed: Option<Feed>) {
     let webhook = Webhook::by_environment();
     let tell = |told: Told| {
         webhook.tell(&told);
@@ -174,8 +175,13 @@ pub(crate) async fn watch(dir: StateDir) {
             }
         }
     };
+    let show = |plan: &Plan, look: &Look, alarms: &[Alarm]| {
+        if let Some(feed) = &feed {
+            feed.show(plan, look, alarms);
+        }
+    };
     loop {
-        if let Err(error) = watch::watch(&dir, &tell).await {
+        if let Err(error) = watch::watch(&dir, &tell, &show).await {
             tracing::warn!(%error, "memory can't be watched; trying again");
         }
         tokio::time::sleep(WATCH_AGAIN).await;

@@ -7,6 +7,7 @@ use clap::Parser as _;
 mod advise;
 mod args;
 mod cmd;
+mod dashboard;
 mod failure;
 mod files;
 mod in_flight;
@@ -14,6 +15,7 @@ mod learn;
 mod lifecycle;
 mod output;
 mod prepare;
+mod proofs;
 mod publish;
 mod webhook;
 

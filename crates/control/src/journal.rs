@@ -26,7 +26,7 @@ use serde::de::DeserializeOwned;
 use crate::crash;
 use crate::status::PastEvent;
 
-pub use watched::{Advice, Asked, PlanError};
+pub use watched::{Advice, Asked, PlanError, Sample};
 
 /// The layout of the tables; a file with a later one is refused.
 const VERSION: i64 = 3;
@@ -105,6 +105,19 @@ const THIRD: &str = "
         PRIMARY KEY (config, device_name)
     );
 ";
+
+/// A plan that was in force, or is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PastPlan {
+    /// Its number.
+    pub seq: i64,
+    /// Since when, in milliseconds since 1970.
+    pub at_ms: u64,
+    /// Its digest.
+    pub digest: String,
+    /// The strategy that it carries out.
+    pub strategy: Option<String>,
+}
 
 /// Why the journal can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -275,6 +288,30 @@ impl Journal {
             plan: self.read(&plan)?,
             report: report.map(|report| self.read(&report)).transpose()?,
         }))
+    }
+
+    /// A plan by its number.
+    ///
+    /// # Errors
+    /// Where the journal can't be read.
+    pub fn plan(&self, seq: i64) -> Result<Option<JournalledPlan>, JournalError> {
+        self.plan_where(&format!("seq = {seq}"))
+    }
+
+    /// The plans that are kept, the newest first.
+    ///
+    /// # Errors
+    /// Where the journal can't be read.
+    pub fn plans(&self) -> Result<Vec<PastPlan>, JournalError> {
+        let sql = "SELECT seq, at_ms, digest, json_extract(plan, '$.strategy') FROM plans ORDER BY seq DESC";
+        self.rows(sql, |row| {
+            Ok(PastPlan {
+                seq: row.get(0)?,
+                at_ms: row.get::<_, i64>(1)?.unsigned_abs(),
+                digest: row.get(2)?,
+                strategy: row.get(3)?,
+            })
+        })
     }
 
     /// The newest plan that was in force before the one that is, and differs from it: of a strategy,

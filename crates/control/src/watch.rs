@@ -12,7 +12,7 @@ use berth_core::plan::{Plan, PlannedInstance};
 use berth_core::reconcile::{Phase, with_rollbacks};
 use berth_core::spec::RaySpec;
 use berth_core::watch::forensic::{self, Report};
-use berth_core::watch::{Changes, EngineLook, Look, Watch};
+use berth_core::watch::{Alarm, Changes, EngineLook, Look, Watch};
 use berth_engines::{Cause, metrics};
 
 use crate::clock::now_ms;
@@ -38,11 +38,15 @@ pub enum Told {
     Wish(Wish, Box<Look>),
 }
 
-/// Looks for as long as it is let, and tells what changes.
+/// Looks for as long as it is let, tells what changes, and shows each look with the plan as it runs and what is wrong.
 ///
 /// # Errors
 /// Where the journal can't be used.
-pub async fn watch(dir: &StateDir, tell: impl Fn(Told)) -> Result<(), JournalError> {
+pub async fn watch(
+    dir: &StateDir,
+    tell: impl Fn(Told),
+    show: impl Fn(&Plan, &Look, &[Alarm]),
+) -> Result<(), JournalError> {
     let mut journal = Journal::open(&dir.journal())?;
     let state_id = journal.state_id()?;
     let (mut watch, mut sampled_ms, mut seq, mut plan) = (Watch::default(), 0, None, None);
@@ -68,6 +72,9 @@ pub async fn watch(dir: &StateDir, tell: impl Fn(Told)) -> Result<(), JournalErr
                 journal.sample(&look, plan)?;
             }
             let changes = watch.step(plan, look.clone());
+            if let Some(look) = watch.last() {
+                show(plan, look, watch.alarms());
+            }
             let mut frozen = journal.frozen()?;
             let mut wish = None;
             for report in deaths(&journal, plan, &watch)? {

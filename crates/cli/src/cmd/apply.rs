@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use berth_cluster::local::StateDir;
 use berth_control::clock::now_ms;
+use berth_control::journal::Advice;
 use berth_control::{InstanceState, InstanceStatus, Journal, Status};
 use berth_core::report::PlanVerdict;
 
 use super::{plan, rollback, status};
 use crate::args::ApplyArgs;
-use crate::failure::{DOES_NOT_FIT, Failure};
+use crate::failure::Failure;
 use crate::{advise, lifecycle, output, prepare};
 
 pub(crate) fn run(state: &Path, args: &ApplyArgs) -> Result<ExitCode, Failure> {
@@ -41,19 +42,24 @@ fn advised(dir: &StateDir, mut journal: Journal, is_json: bool) -> Result<ExitCo
         return Err(Failure::new(anyhow::anyhow!("nothing is advised for the plan in force"))
             .hint("`berth status` shows what is, while `berth up` or `berth serve` runs"));
     };
-    if let Some(message) = rollback::taken_since(&advice.plan, &prepare::inventory(&journal)?) {
-        output::talk(&format!("error: what is advised does not fit any more: {message}"));
-        output::talk("hint: free it, or wait: berth looks again");
-        return Ok(ExitCode::from(DOES_NOT_FIT));
-    }
     let before = journal.current()?.map(|journalled| journalled.plan);
-    let (asked, advice) = (journal.asked()?, advice.at(now_ms()));
     output::talk(&output::changes(&advice.plan, before.as_ref()));
+    take_advice(&mut journal, advice)?;
+    finish(dir, &journal, is_json)
+}
+
+/// Brings what is advised into force, if it still fits.
+pub(crate) fn take_advice(journal: &mut Journal, advice: Advice) -> Result<(), Failure> {
+    if let Some(message) = rollback::taken_since(&advice.plan, &prepare::inventory(journal)?) {
+        let error = anyhow::anyhow!("what is advised does not fit any more: {message}");
+        return Err(Failure::does_not_fit(error).hint("free it, or wait: berth looks again"));
+    }
+    let (asked, advice) = (journal.asked()?, advice.at(now_ms()));
     journal.commit(&advice.plan, None, now_ms())?;
     if let Some(asked) = asked {
         journal.set_asked(&asked)?;
     }
-    finish(dir, &journal, is_json)
+    Ok(())
 }
 
 /// Sees the plan in force through, and shows what came of it.
@@ -95,10 +101,9 @@ async fn watch(dir: &StateDir, journal: &Journal) -> Result<(), Failure> {
     loop {
         tokio::time::sleep(Duration::from_millis(300)).await;
         let status = status::read(dir, journal)?;
-        let done = |state| {
-            matches!(state, InstanceState::Ready | InstanceState::Failed | InstanceState::Spare)
+        let is_done = |one: &InstanceStatus| {
+            (one.state == InstanceState::Failed || is_up(one.state)) && !one.is_to_change
         };
-        let is_done = |one: &InstanceStatus| done(one.state) && !one.is_to_change;
         if status.instances.iter().all(is_done) {
             return Ok(());
         }
@@ -111,7 +116,11 @@ async fn watch(dir: &StateDir, journal: &Journal) -> Result<(), Failure> {
 
 /// 0 only where every instance runs as planned.
 pub(crate) fn outcome(instances: &[InstanceStatus]) -> ExitCode {
-    let is_up = |state| matches!(state, InstanceState::Ready | InstanceState::Spare);
     let as_planned = |i: &InstanceStatus| is_up(i.state) && !i.rolled_back && !i.is_to_change;
     if instances.iter().all(as_planned) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Whether an instance is as its plan has it.
+fn is_up(state: InstanceState) -> bool {
+    matches!(state, InstanceState::Ready | InstanceState::Asleep | InstanceState::Spare)
 }

@@ -50,7 +50,7 @@ pub(crate) fn run(state: &Path, args: &UpArgs) -> Result<ExitCode, Failure> {
     output::talk(&output::changes(&planned.plan, before.as_ref()));
     help(&cluster, &dir, &planning.spec);
     let asked = advise::asked(&args.plan)?;
-    runtime.block_on(up::up(&dir, &planned, &asked))
+    runtime.block_on(up::up(&dir, &planned, &asked, &args.dashboard))
 }
 
 fn setup(planning: &Planning, speedup: f64) -> Setup {

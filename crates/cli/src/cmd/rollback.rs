@@ -11,16 +11,16 @@ use berth_core::{Bytes, Inventory, Plan};
 
 use super::apply;
 use crate::args::RollbackArgs;
-use crate::failure::{DOES_NOT_FIT, Failure};
-use crate::{output, prepare};
+use crate::failure::Failure;
+use crate::prepare;
 
 pub(crate) fn run(state: &Path, args: &RollbackArgs) -> Result<ExitCode, Failure> {
     let dir = prepare::state_dir(state)?;
     let mut journal = Journal::open(&dir.journal())?;
-    let Some(current) = journal.current()? else {
+    if journal.current()?.is_none() {
         return Err(Failure::new(anyhow::anyhow!("nothing was ever applied here"))
             .hint("`berth apply` brings a plan into force"));
-    };
+    }
     let strategy = args.strategy.as_deref();
     let Some(earlier) = journal.earlier(strategy)? else {
         let what = strategy.map_or("no earlier plan".to_owned(), |name| {
@@ -29,15 +29,24 @@ pub(crate) fn run(state: &Path, args: &RollbackArgs) -> Result<ExitCode, Failure
         return Err(Failure::new(anyhow::anyhow!("there is {what}"))
             .hint("`berth apply --strategy NAME` plans and applies one anew"));
     };
-    if let Some(message) = taken_since(&earlier, &prepare::inventory(&journal)?) {
-        output::talk(&format!("error: the earlier plan does not fit any more: {message}"));
-        output::talk("hint: free it, or plan anew with `berth apply`");
-        return Ok(ExitCode::from(DOES_NOT_FIT));
-    }
-    let plan = Plan { parent: Some(current.plan.digest()), pace_s: 0, ..earlier };
-    freeze(&journal, &current.plan, &plan)?;
-    journal.commit(&plan, None, now_ms())?;
+    bring_back(&mut journal, earlier)?;
     apply::finish(&dir, &journal, args.json)
+}
+
+/// Brings an earlier plan into force, if it still fits.
+pub(crate) fn bring_back(journal: &mut Journal, earlier: Plan) -> Result<(), Failure> {
+    if let Some(message) = taken_since(&earlier, &prepare::inventory(journal)?) {
+        let error = anyhow::anyhow!("the earlier plan does not fit any more: {message}");
+        return Err(Failure::does_not_fit(error).hint("free it, or plan anew with `berth apply`"));
+    }
+    let current = journal.current()?.map(|journalled| journalled.plan);
+    let parent = current.as_ref().map(Plan::digest);
+    let plan = Plan { parent, pace_s: 0, ..earlier };
+    if let Some(current) = current {
+        freeze(journal, &current, &plan)?;
+    }
+    journal.commit(&plan, None, now_ms())?;
+    Ok(())
 }
 
 /// What was adjusted and is taken back gets no more for a while: its user didn't want it.

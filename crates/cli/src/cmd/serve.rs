@@ -10,10 +10,10 @@ use crate::args::ServeArgs;
 use crate::failure::Failure;
 use crate::lifecycle::{self, DRAIN_LIMIT};
 use crate::publish::Served;
-use crate::{output, prepare};
+use crate::{dashboard, output, prepare};
 use berth_gateway::Gateway;
 
-pub(crate) fn run(state: &Path, _args: &ServeArgs) -> Result<ExitCode, Failure> {
+pub(crate) fn run(state: &Path, args: &ServeArgs) -> Result<ExitCode, Failure> {
     let dir = prepare::state_dir(state)?;
     let current = Journal::open(&dir.journal())?.current()?;
     let Some(current) = current.filter(|current| has_something(&current.plan)) else {
@@ -32,7 +32,8 @@ pub(crate) fn run(state: &Path, _args: &ServeArgs) -> Result<ExitCode, Failure> 
             gateway.clone(),
             spec.keys.as_ref().map(PathBuf::from),
         ));
-        tokio::spawn(lifecycle::watch(dir.clone()));
+        let feed = dashboard::start(&dir, &args.dashboard, spec.listen).await?;
+        tokio::spawn(lifecycle::watch(dir.clone(), feed));
         let routes = dir.routes();
         let served = Served { gateway: &gateway, routes: &routes };
         tokio::select! {

@@ -11,11 +11,11 @@ use berth_core::placement::Planned;
 use berth_core::report::PlanVerdict;
 
 use super::{plan, rehearse, serve, status};
-use crate::args::UpArgs;
+use crate::args::{DashboardArgs, UpArgs};
 use crate::failure::Failure;
 use crate::lifecycle::{self, DRAIN_LIMIT};
 use crate::publish::Served;
-use crate::{advise, output, prepare};
+use crate::{advise, dashboard, output, prepare};
 
 pub(crate) fn run(state: &Path, args: &UpArgs) -> Result<ExitCode, Failure> {
     if args.emulate {
@@ -28,13 +28,14 @@ pub(crate) fn run(state: &Path, args: &UpArgs) -> Result<ExitCode, Failure> {
     if planned.report.verdict == PlanVerdict::Impossible {
         return Ok(plan::exit_code(&planned));
     }
-    lifecycle::runtime()?.block_on(up(&dir, &planned, &asked))
+    lifecycle::runtime()?.block_on(up(&dir, &planned, &asked, &args.dashboard))
 }
 
 pub(super) async fn up(
     dir: &StateDir,
     planned: &Planned,
     asked: &Asked,
+    dashboard: &DashboardArgs,
 ) -> Result<ExitCode, Failure> {
     let spec = &planned.plan.gateway;
     let gateway = lifecycle::gateway(spec)?;
@@ -51,7 +52,8 @@ pub(super) async fn up(
         async move { gateway.serve(listener, DRAIN_LIMIT).await }
     });
     tokio::spawn(lifecycle::follow_keys(gateway.clone(), spec.keys.as_ref().map(PathBuf::from)));
-    let watching = tokio::spawn(lifecycle::watch(dir.clone()));
+    let feed = dashboard::start(dir, dashboard, spec.listen).await?;
+    let watching = tokio::spawn(lifecycle::watch(dir.clone(), feed));
     let routes = dir.routes();
     let served = Served { gateway: &gateway, routes: &routes };
     let ended = tokio::select! {

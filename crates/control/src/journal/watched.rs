@@ -74,6 +74,26 @@ pub struct Advice {
     pub plan: Plan,
     /// When, in milliseconds since 1970.
     pub at_ms: u64,
+    /// The plan's digest.
+    #[serde(default)]
+    pub digest: Option<Digest>,
+}
+
+/// The most that a device held within some time; what wasn't seen is none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sample {
+    /// When, in milliseconds since 1970.
+    pub at_ms: u64,
+    /// The node.
+    pub node: String,
+    /// The device.
+    pub device: String,
+    /// What was planned on it.
+    pub planned: u64,
+    /// What could not be had of it.
+    pub used: Option<u64>,
+    /// What berth's instances held.
+    pub own: Option<u64>,
 }
 
 impl Journal {
@@ -216,6 +236,30 @@ impl Journal {
         })
     }
 
+    /// What devices held since a time, at most so many samples of each.
+    ///
+    /// # Errors
+    /// Where the journal can't be read.
+    pub fn past(&self, since_ms: u64, now_ms: u64, most: u64) -> Result<Vec<Sample>, JournalError> {
+        let step = (now_ms.saturating_sub(since_ms) / most.max(1)).max(1);
+        let sql = format!(
+            "SELECT max(at_ms), node, device, max(planned), max(used), max(own) FROM samples \
+             WHERE at_ms >= {since_ms} GROUP BY node, device, at_ms / {step} ORDER BY 1"
+        );
+        self.rows(&sql, |row| {
+            let bytes =
+                |at: usize| row.get::<_, Option<i64>>(at).map(|it| it.map(i64::unsigned_abs));
+            Ok(Sample {
+                at_ms: row.get::<_, i64>(0)?.unsigned_abs(),
+                node: row.get(1)?,
+                device: row.get(2)?,
+                planned: bytes(3)?.unwrap_or(0),
+                used: bytes(4)?,
+                own: bytes(5)?,
+            })
+        })
+    }
+
     /// The samples that there are.
     ///
     /// # Errors
@@ -247,6 +291,14 @@ impl Journal {
     /// Where the journal can't be written.
     pub fn set_advice(&self, advice: &Advice) -> Result<(), JournalError> {
         self.set_meta("advice", advice)
+    }
+
+    /// Forgets what is advised.
+    ///
+    /// # Errors
+    /// Where the journal can't be written.
+    pub fn forget_advice(&self) -> Result<(), JournalError> {
+        self.execute("DELETE FROM meta WHERE key = ?1", ["advice"])
     }
 
     /// What is advised, as long as the plan is in force that it was made to follow.
