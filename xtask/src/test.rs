@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 
-use crate::{cargo, fetch};
+use crate::{browser, cargo, fetch};
 
 /// Everything that a change has to pass.
 pub(crate) fn run() -> Result<()> {
@@ -22,6 +22,16 @@ pub(crate) fn run() -> Result<()> {
             false => cargo(&["test", "--workspace", "--all-targets"]),
         };
         crate::run(&mut tests)
+    })?;
+    step("the dashboard in a browser", || {
+        if !browser::fetch()? {
+            eprintln!(
+                "no Chromium, and it can't be installed: the dashboard was not tested in a browser"
+            );
+            return Ok(());
+        }
+        let test = ["test", "-p", "berth", "--test", "real", "in_a_browser", "--", "--ignored"];
+        crate::run(&mut cargo(&test))
     })?;
     step("spans, which are a feature", || {
         let of_gateway = ["--package", "berth-gateway", "--features", "otel"];

@@ -60,7 +60,7 @@ export function changes(root) {
 }
 
 function isMoving(one) {
-  return (one.state !== "ready" && one.state !== "spare") || one.is_to_change || one.is_on_trial;
+  return !["ready", "asleep", "spare"].includes(one.state) || one.is_to_change || one.is_on_trial;
 }
 
 // What is on its way, instance by instance, each with the step that it has come to.

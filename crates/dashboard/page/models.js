@@ -15,6 +15,7 @@ export const STATE_MARKS = {
   ready: "●",
   starting: "◐",
   planned: "○",
+  asleep: "☾",
   spare: "◌",
   backoff: "▲",
   failed: "✕",

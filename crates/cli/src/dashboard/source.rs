@@ -52,14 +52,18 @@ impl OfState {
         Ok(PlanArgs { file: asked.file, strategy: asked.strategy, json: false })
     }
 
-    fn strategies(&self) -> Result<Value, Failure> {
+    /// All strategies side by side; none where the machines are not in the spec.
+    fn strategies(&self) -> Result<Option<Value>, Failure> {
         let args = self.asked(&self.journal()?)?;
         let spec = prepare::spec(&args.file)?;
+        if spec.cluster.nodes.is_empty() {
+            return Ok(None);
+        }
         let planning = Planning::new(self.dir.root(), &args.file, spec)?;
         let started = std::time::Instant::now();
         let now = || started.elapsed().as_secs_f64() * 1e3;
         let compared = compare::compare(&planning.spec, &planning.cluster(), &now);
-        json_of(&compared.map_err(Failure::bad_spec)?)
+        json_of(&compared.map_err(Failure::bad_spec)?).map(Some)
     }
 
     fn ledger(&self) -> Result<Value, Failure> {
@@ -175,7 +179,12 @@ impl Source for OfState {
                 let digest = current.plan.digest();
                 Ok(json!({ "plan_digest": digest, "plan": current.plan }))
             }
-            Read::Strategies => self.strategies(),
+            Read::Strategies => {
+                return match self.strategies().map_err(refusal)? {
+                    Some(compared) => Ok(compared.to_string()),
+                    None => Err(nothing("strategies are compared on machines that are written down")),
+                };
+            }
             Read::Ledger => self.ledger(),
             Read::Changes => self.changes(),
             Read::Proofs => proofs::list(&self.dir).and_then(|all| json_of(&all)),

@@ -7,6 +7,7 @@
 
 mod adjust;
 mod crash;
+mod dashboard;
 mod failures;
 mod gateway;
 mod harness;
