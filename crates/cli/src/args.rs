@@ -22,7 +22,7 @@ pub(crate) struct Args {
     pub(crate) verbose: bool,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 done; 1 failed; 2 bad usage or spec; 3 does not fit.\n\
+const EXIT_CODES: &str = "Exit codes: 0 done; 1 failed; 2 bad usage or spec; 3 does not fit; 4 can't be told (`berth prove`).\n\
      Without --state: $BERTH_STATE, or berth/ in $XDG_STATE_HOME or ~/.local/state.";
 
 #[derive(Debug, Subcommand)]
@@ -45,6 +45,8 @@ pub(crate) enum Command {
     Up(UpArgs),
     /// Watch over what is applied and serve it; Ctrl-C leaves the engines running
     Serve(ServeArgs),
+    /// Saturate all models at once, and say whether what is in force holds: PASS, FAIL or INCONCLUSIVE
+    Prove(ProveArgs),
     /// A gateway alone: to the servers of a spec, or by the routes that a controller writes
     Gateway(GatewayArgs),
     /// A new API key for the gateway, and its entry in the file of keys
@@ -301,6 +303,38 @@ fn where_to(text: &str) -> Result<Where, String> {
             Err(_) => Err("write ADDRESS:PORT, as in 127.0.0.1:8090, or off".to_owned()),
         },
     }
+}
+
+#[derive(Clone, Debug, ClapArgs)]
+pub(crate) struct ProveArgs {
+    /// Seconds of the steady load that follows the worst
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub(crate) duration: u64,
+    /// Its requests a second of each model [default: the spec's demand, else half of what the models were seen to be
+    /// good for]
+    #[arg(long, value_name = "N")]
+    pub(crate) rate: Option<f64>,
+    /// A request meets its target where its first token comes within so many milliseconds...
+    #[arg(long, value_name = "MS")]
+    pub(crate) ttft: Option<f64>,
+    /// ...each further one within so many on average...
+    #[arg(long, value_name = "MS")]
+    pub(crate) itl: Option<f64>,
+    /// ...and the whole answer within so many; without any of these no latency is judged
+    #[arg(long, value_name = "MS")]
+    pub(crate) e2e: Option<f64>,
+    /// Requests of the steady load: ShareGPT's JSON, or OpenAI's batch lines
+    #[arg(long, value_name = "FILE")]
+    pub(crate) dataset: Option<PathBuf>,
+    /// When the steady load's requests are sent: seconds, a line each, or lines of JSON with "timestamp"
+    #[arg(long, value_name = "FILE", conflicts_with = "rate")]
+    pub(crate) trace: Option<PathBuf>,
+    /// The same load again
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub(crate) seed: u64,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, ClapArgs)]

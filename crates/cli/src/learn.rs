@@ -70,6 +70,15 @@ fn lesson(dir: &StateDir, id: &InstanceId) -> anyhow::Result<Option<Entry>> {
     let Some(planned) = plan.instance(id).filter(|one| one.engine == EngineKind::Vllm) else {
         return Ok(None);
     };
+    // vLLM counts what neighbours take meanwhile as its own.
+    let shares = |other: &PlannedInstance| {
+        other.id != planned.id
+            && other.node == planned.node
+            && planned.shares.iter().any(|share| other.uses(&share.device))
+    };
+    if plan.instances.iter().any(shares) {
+        return Ok(None);
+    }
     // With sleep mode vLLM miscounts what isn't PyTorch's.
     let Some(spec) = plan.ray.as_ref().filter(|ray| !ray.is_emulated && planned.sleep.is_none())
     else {
@@ -104,6 +113,10 @@ fn start_of(
     let device = node.and_then(|node| node.devices.iter().find(|one| one.id == first.device));
     let gpu = device.and_then(Gpu::of_device).context("its GPU's kind isn't known")?;
     let app = serving.applications.get(&emit::name(&planned.id)).context("it is gone")?;
+    let started = app.config.as_ref().and_then(emit::identity).map(|(_, _, digest)| digest);
+    if started != Some(planned.config()) {
+        anyhow::bail!("it runs otherwise than it is planned");
+    }
     let replica = app.replicas.first().context("it has no replica")?;
     let ray = Ray::new(&spec.address, token::read(spec)?);
     let log = serve::log(&ray, &planned.id.0, replica).context("Ray doesn't give its log")?;

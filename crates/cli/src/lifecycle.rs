@@ -19,6 +19,7 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
 use crate::advise::{self, Came};
+use crate::cmd::apply;
 use crate::dashboard::feed::Feed;
 use crate::failure::Failure;
 use crate::files;
@@ -136,7 +137,7 @@ pub(crate) async fn settle(
 
 /// Says what is waited for, once it takes longer than a moment.
 fn show_progress(turn: &Turn, waited: Duration) {
-    let is_done = |state| matches!(state, InstanceState::Ready | InstanceState::Failed);
+    let is_done = |state| state == InstanceState::Failed || apply::is_up(state);
     let open: Vec<String> = turn
         .instances
         .iter()

@@ -22,6 +22,7 @@ mod webhook;
 fn main() -> ExitCode {
     let args = args::Args::parse();
     output::start_log(args.verbose);
+    files::raise_limit();
     match run(args) {
         Ok(code) => code,
         Err(failure) => failure.report(),
@@ -39,6 +40,7 @@ fn run(args: args::Args) -> Result<ExitCode, failure::Failure> {
         Command::Rollback(rollback) => cmd::rollback::run(&args.state, &rollback),
         Command::Up(up) => cmd::up::run(&args.state, &up),
         Command::Serve(serve) => cmd::serve::run(&args.state, &serve),
+        Command::Prove(prove) => cmd::prove::run(&args.state, &prove),
         Command::Gateway(gateway) => cmd::gateway::run(&args.state, &gateway),
         Command::Key(key) => cmd::key::run(&key),
         Command::Status(status) => cmd::status::run(&args.state, &status),

@@ -4,6 +4,7 @@
 
 pub(crate) mod comparison;
 pub(crate) mod memory;
+mod proof;
 
 use std::io::{IsTerminal as _, Write as _};
 
@@ -16,6 +17,8 @@ use berth_core::plan::{Change, PlannedDevice};
 use berth_core::report::{ModelReport, PlanReport, PlanVerdict};
 use berth_core::units::Bytes;
 use serde::Serialize;
+
+pub(crate) use proof::proof;
 
 use crate::failure::Failure;
 

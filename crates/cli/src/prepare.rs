@@ -267,7 +267,7 @@ fn on_machines(models: BTreeMap<String, LocatedModel>) -> Found {
 }
 
 /// What runs here under a plan can't be looked after under a plan for somewhere else.
-fn refuse_to_move(current: Option<&Plan>, ray: Option<&RaySpec>) -> Result<(), Failure> {
+pub(crate) fn refuse_to_move(current: Option<&Plan>, ray: Option<&RaySpec>) -> Result<(), Failure> {
     let place = |ray: Option<&RaySpec>| {
         ray.map_or("this machine".to_owned(), |ray| format!("the Ray cluster at {}", ray.address))
     };

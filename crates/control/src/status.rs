@@ -217,7 +217,9 @@ pub fn read(
         if is_scaled && status.state == InstanceState::Planned {
             status.state = InstanceState::Spare;
         }
-        status.state = status.state.with_rest(resting.contains_key(&planned.id));
+        let rest = resting.get(&planned.id);
+        let rests = rest.is_some_and(|rest| rest.config == planned.config());
+        status.state = status.state.with_rest(rests);
         status.is_to_change = is_to_change(planned);
         let record = entry.map(|entry| &entry.record);
         status.is_on_trial = is_on_trial(planned, record, &proven, now_ms());

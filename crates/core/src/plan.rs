@@ -178,9 +178,11 @@ impl PlannedInstance {
         let (binary, args) = (&self.binary, &self.args);
         let start = (&self.id, self.engine, binary, args, &self.node, &self.folder, devices);
         // Plans of before there was more have the digests that they had.
-        match (self.environment.is_empty(), &self.library) {
-            (true, None) => Digest::of(&start),
-            (_, library) => Digest::of(&(start, &self.environment, library)),
+        match (self.environment.is_empty(), &self.library, &self.sleep) {
+            (true, None, None) => Digest::of(&start),
+            (_, library, None) => Digest::of(&(start, &self.environment, library)),
+            // It is started with what it needs to be told; at which level is told later.
+            (_, library, Some(_)) => Digest::of(&(start, &self.environment, library, "sleeps")),
         }
     }
 

@@ -10,6 +10,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::Shared;
 use crate::source::{Act, Read, Refusal};
@@ -34,9 +35,9 @@ pub(crate) fn routes() -> Router<Arc<Shared>> {
 }
 
 async fn answer(shared: Arc<Shared>, what: Read, kind: &'static str) -> Response {
-    let source = Arc::clone(&shared.source);
-    // It may read files, ask a cluster, or plan for seconds.
-    match tokio::task::spawn_blocking(move || source.read(&what)).await {
+    let (source, permit) = (Arc::clone(&shared.source), permit(&shared).await);
+    // It may read files, ask a cluster, or plan for seconds; it goes on when nobody waits for it any more.
+    match tokio::task::spawn_blocking(move || with(permit, || source.read(&what))).await {
         Ok(Ok(text)) => ([(CONTENT_TYPE, kind)], text).into_response(),
         Ok(Err(refusal)) => refused(refusal),
         Err(_) => refused(broken()),
@@ -44,12 +45,23 @@ async fn answer(shared: Arc<Shared>, what: Read, kind: &'static str) -> Response
 }
 
 async fn act(shared: Arc<Shared>, act: Act) -> Response {
-    let source = Arc::clone(&shared.source);
-    match tokio::task::spawn_blocking(move || source.act(&act)).await {
+    let (source, permit) = (Arc::clone(&shared.source), permit(&shared).await);
+    match tokio::task::spawn_blocking(move || with(permit, || source.act(&act))).await {
         Ok(Ok(())) => (StatusCode::ACCEPTED, Json(json!({}))).into_response(),
         Ok(Err(refusal)) => refused(refusal),
         Err(_) => refused(broken()),
     }
+}
+
+/// Leave to work; none only where the server ends.
+async fn permit(shared: &Shared) -> Option<OwnedSemaphorePermit> {
+    Arc::clone(&shared.works).acquire_owned().await.ok()
+}
+
+fn with<T>(permit: Option<OwnedSemaphorePermit>, work: impl FnOnce() -> T) -> T {
+    let done = work();
+    drop(permit);
+    done
 }
 
 pub(crate) fn refused(Refusal { status, error, hint }: Refusal) -> Response {

@@ -58,6 +58,15 @@ fn refusal(shared: &Shared, request: &Request) -> Option<Refusal> {
             hint,
         );
     }
+    // Nor may it have work done by asking for pictures that are none.
+    let site = headers.get("sec-fetch-site").and_then(|value| value.to_str().ok());
+    if is_guarded(path) && matches!(site, Some("cross-site" | "same-site")) {
+        return refuse(
+            StatusCode::FORBIDDEN,
+            "another site may not ask that",
+            "open the page itself",
+        );
+    }
     if request.method() != Method::GET && !headers.contains_key(&OWN) {
         return refuse(
             StatusCode::FORBIDDEN,

@@ -28,8 +28,12 @@ use axum::Router;
 use axum::middleware::from_fn_with_state;
 use axum::routing::get;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 
 use session::Sessions;
+
+/// So much is read and done at once.
+const WORKS: usize = 4;
 
 /// How it is served.
 #[derive(Clone, Debug)]
@@ -47,6 +51,8 @@ struct Shared {
     source: Arc<dyn Source>,
     live: Live,
     sessions: Sessions,
+    /// What is read and done beside the server: planning takes a processor.
+    works: Arc<Semaphore>,
     settings: Settings,
 }
 
@@ -60,8 +66,9 @@ pub async fn serve(
     source: Arc<dyn Source>,
     live: Live,
 ) -> io::Result<()> {
+    let works = Arc::new(Semaphore::new(WORKS));
     let sessions = Sessions::new(settings.password.as_deref());
-    let shared = Arc::new(Shared { source, live, sessions, settings });
+    let shared = Arc::new(Shared { source, live, sessions, works, settings });
     let app = Router::new()
         .merge(api::routes())
         .route("/api/live", get(live::events))

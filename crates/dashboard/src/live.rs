@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::State;
+use axum::http::HeaderMap;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use futures_util::Stream;
 use futures_util::stream::unfold;
@@ -17,11 +18,16 @@ const HEARTBEAT: Duration = Duration::from_secs(10);
 
 pub(crate) async fn events(
     State(shared): State<Arc<Shared>>,
+    headers: HeaderMap,
 ) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
     let mut live = shared.live.clone();
     live.seen.mark_changed();
     live.status.mark_changed();
-    let events = unfold(live, |mut live| async move { Some((Ok(next(&mut live).await?), live)) });
+    let events = unfold((live, shared, headers), |(mut live, shared, headers)| async move {
+        let event = next(&mut live).await?;
+        // It ends with the session that it was opened in.
+        shared.sessions.is_in(&headers).then_some((Ok(event), (live, shared, headers)))
+    });
     Sse::new(events).keep_alive(KeepAlive::new().interval(HEARTBEAT))
 }
 

@@ -14,7 +14,9 @@ const NAME: &str = "berth";
 const LENGTH: Duration = Duration::from_secs(12 * 60 * 60);
 /// Sessions at once; the oldest goes first.
 const MOST: usize = 256;
-/// A wrong password takes so long, one after the other.
+/// So many may be trying to get in; more are refused unheard.
+const TRYING: usize = 16;
+/// A wrong password takes so long, one after the other, and whoever waits behind it waits for that.
 const WRONG: Duration = Duration::from_millis(500);
 
 type Hash = [u8; 32];
@@ -25,8 +27,9 @@ pub(crate) struct Sessions {
     password: Option<Hash>,
     /// By the cookie's digest, since when.
     open: Mutex<HashMap<Hash, Instant>>,
-    /// Held while a wrong password is answered.
-    wrong: tokio::sync::Mutex<()>,
+    /// One password is tried at a time, and few wait for that.
+    trying: tokio::sync::Mutex<()>,
+    waiting: tokio::sync::Semaphore,
 }
 
 fn hash(text: &str) -> Hash {
@@ -36,7 +39,9 @@ fn hash(text: &str) -> Hash {
 impl Sessions {
     pub(crate) fn new(password: Option<&str>) -> Self {
         let password = password.map(hash);
-        Self { password, open: Mutex::default(), wrong: tokio::sync::Mutex::default() }
+        let (trying, waiting) =
+            (tokio::sync::Mutex::default(), tokio::sync::Semaphore::new(TRYING));
+        Self { password, open: Mutex::default(), trying, waiting }
     }
 
     pub(crate) fn needs_password(&self) -> bool {
@@ -54,9 +59,10 @@ impl Sessions {
 
     /// Lets somebody in who knows the password; gives the cookie's header.
     pub(crate) async fn enter(&self, password: &str) -> Option<String> {
-        // Of equal lengths, and compared as digests: how long it takes says nothing of either.
+        let _few_wait = self.waiting.try_acquire().ok()?;
+        let _one_at_a_time = self.trying.lock().await;
+        // Compared as digests: how long it takes says nothing of either.
         if self.password != Some(hash(password)) {
-            let _one_at_a_time = self.wrong.lock().await;
             tokio::time::sleep(WRONG).await;
             return None;
         }

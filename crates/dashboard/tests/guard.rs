@@ -92,6 +92,8 @@ fn this_machine_alone_is_answered_without_a_password() {
         ("GET /api/plan", &[], "", 404),
         ("GET /api/ledger", &[], "", 500),
         ("GET /api/nonsense", &[], "", 404),
+        ("GET /api/changes", &["sec-fetch-site: cross-site"], "", 403),
+        ("GET /api/changes", &["sec-fetch-site: same-origin"], "", 200),
         // A form of another site.
         ("POST /api/apply", &[], "{}", 403),
         ("POST /api/apply", &[own], "{}", 202),

@@ -39,10 +39,27 @@ impl Request {
     }
 }
 
-/// Some four characters a token.
+/// What a picture becomes (Gemma 3).
+const PICTURE: u64 = 256;
+
 fn tokens_of(body: &Value, is_chat: bool) -> u64 {
-    let text = if is_chat { body["messages"].to_string() } else { body["prompt"].to_string() };
-    (text.len() as u64 / 4).max(1)
+    if !is_chat {
+        return tokens_in(&body["prompt"]);
+    }
+    let messages = body["messages"].as_array().into_iter().flatten();
+    messages.map(|message| tokens_in(&message["content"])).sum::<u64>().max(1)
+}
+
+/// Some four characters a token; of a list each part by itself.
+pub(crate) fn tokens_in(content: &Value) -> u64 {
+    match content {
+        Value::String(text) => (text.len() as u64 / 4).max(1),
+        Value::Array(parts) if parts.iter().all(Value::is_number) => parts.len() as u64,
+        Value::Array(parts) => parts.iter().map(tokens_in).sum(),
+        Value::Object(part) if part.get("type").is_some_and(|kind| kind == "image_url") => PICTURE,
+        Value::Object(part) => part.get("text").map_or(0, tokens_in),
+        _ => 0,
+    }
 }
 
 /// Answers a request that the engine takes.

@@ -121,6 +121,6 @@ pub(crate) fn outcome(instances: &[InstanceStatus]) -> ExitCode {
 }
 
 /// Whether an instance is as its plan has it.
-fn is_up(state: InstanceState) -> bool {
+pub(crate) fn is_up(state: InstanceState) -> bool {
     matches!(state, InstanceState::Ready | InstanceState::Asleep | InstanceState::Spare)
 }

@@ -11,6 +11,7 @@ pub(crate) mod fit;
 pub(crate) mod gateway;
 pub(crate) mod key;
 pub(crate) mod plan;
+pub(crate) mod prove;
 mod rehearse;
 pub(crate) mod rollback;
 pub(crate) mod schema;

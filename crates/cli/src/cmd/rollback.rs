@@ -5,9 +5,10 @@ use std::process::ExitCode;
 
 use berth_control::Journal;
 use berth_control::clock::now_ms;
-use berth_core::adjust::Freeze;
+use berth_control::journal::Asked;
 use berth_core::adjust::law::FREEZE_MS;
-use berth_core::{Bytes, Inventory, Plan};
+use berth_core::adjust::{Adjustment, Freeze};
+use berth_core::{Bytes, Digest, Inventory, Plan};
 
 use super::apply;
 use crate::args::RollbackArgs;
@@ -40,25 +41,27 @@ pub(crate) fn bring_back(journal: &mut Journal, earlier: Plan) -> Result<(), Fai
         return Err(Failure::does_not_fit(error).hint("free it, or plan anew with `berth apply`"));
     }
     let current = journal.current()?.map(|journalled| journalled.plan);
+    prepare::refuse_to_move(current.as_ref(), earlier.ray.as_ref())?;
+    let asked = journal.asked()?;
     let parent = current.as_ref().map(Plan::digest);
     let plan = Plan { parent, pace_s: 0, ..earlier };
-    if let Some(current) = current {
-        freeze(journal, &current, &plan)?;
-    }
+    let before = current.iter().flat_map(|current| &current.adjustments);
+    freeze(journal, before.filter(|one| !plan.adjustments.contains(one)))?;
     journal.commit(&plan, None, now_ms())?;
-    Ok(())
+    // The file says something else by now, as far as is known: nothing is adjusted by it before it is applied again.
+    let unknown = Digest::of(&"");
+    let asked = asked.map(|asked| Asked { text: unknown, strategy: plan.strategy, ..asked });
+    Ok(asked.map_or(Ok(()), |asked| journal.set_asked(&asked))?)
 }
 
-/// What was adjusted and is taken back gets no more for a while: its user didn't want it.
-fn freeze(journal: &Journal, before: &Plan, after: &Plan) -> Result<(), Failure> {
-    let taken_back = before.adjustments.iter().filter(|one| !after.adjustments.contains(one));
+/// What was adjusted or advised, and somebody doesn't want, is left alone for a while.
+pub(crate) fn freeze<'a>(
+    journal: &Journal,
+    unwanted: impl Iterator<Item = &'a Adjustment>,
+) -> Result<(), Failure> {
     let mut frozen = journal.frozen()?;
-    frozen.extend(
-        taken_back.map(|one| Freeze {
-            deployment: one.deployment.clone(),
-            until_ms: now_ms() + FREEZE_MS,
-        }),
-    );
+    let until_ms = now_ms() + FREEZE_MS;
+    frozen.extend(unwanted.map(|one| Freeze { deployment: one.deployment.clone(), until_ms }));
     Ok(journal.set_frozen(&frozen)?)
 }
 

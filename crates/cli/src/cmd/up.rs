@@ -87,14 +87,14 @@ async fn run_until_stopped(
     served: Served<'_>,
 ) -> Result<ExitCode, Failure> {
     let turn = lifecycle::settle(controller, Some(served)).await?;
-    let ready = |state| state == InstanceState::Ready;
-    if !turn.instances.iter().any(|instance| ready(instance.state)) {
+    let is_there = |state| matches!(state, InstanceState::Ready | InstanceState::Asleep);
+    if !turn.instances.iter().any(|instance| is_there(instance.state)) {
         output::talk("error: no instance came up; the reasons are above");
         return Ok(ExitCode::FAILURE);
     }
     let status = status::read(dir, controller.journal_mut())?;
     output::data(&format!("\n{}\n", output::ledger(&status.ledger)));
-    match turn.instances.iter().all(|instance| ready(instance.state)) {
+    match turn.instances.iter().all(|instance| is_there(instance.state)) {
         true => output::talk("all models are ready; Ctrl-C stops them"),
         false => output::talk("some models failed; the others serve; Ctrl-C stops them"),
     }

@@ -108,7 +108,12 @@ impl OfState {
 
     /// What applying the spec now would do, or what is wrong with it.
     fn difference(&self, journal: &Journal) -> Result<(Value, Value), Failure> {
-        let Ok(args) = self.asked(journal) else { return Ok((json!([]), Value::Null)) };
+        let args = match self.asked(journal).map_err(refusal) {
+            Ok(args) => args,
+            Err(Refusal { error, hint, .. }) => {
+                return Ok((json!([]), json!({ "error": error, "hint": hint })));
+            }
+        };
         let text = std::fs::read_to_string(&args.file).ok().map(|text| Digest::of(&text));
         // What others hold changes by itself: now and then it is planned anew.
         let key = (journal.current_seq()?, text, now_ms() / DIFFERENCE_MS);
@@ -129,9 +134,7 @@ impl OfState {
     fn apply(&self, strategy: Option<&str>) -> Result<(), Refusal> {
         let mut journal = self.journal().map_err(refusal)?;
         let mut args = self.asked(&journal).map_err(refusal)?;
-        if let Some(name) = strategy {
-            args.strategy = Some(name.to_owned());
-        }
+        args.strategy = strategy.map(str::to_owned);
         let asked = advise::asked(&args).map_err(refusal)?;
         let listen = listen(&journal).map_err(refusal)?;
         let planned = prepare::plan(self.dir.root(), &args, listen, &journal).map_err(refusal)?;
@@ -153,7 +156,10 @@ impl OfState {
             return Err(conflict("what is advised is no longer that", "look at it again"));
         };
         match approve {
-            false => journal.forget_advice().map_err(Failure::from).map_err(refusal),
+            false => {
+                rollback::freeze(&journal, advice.changes.iter()).map_err(refusal)?;
+                journal.forget_advice().map_err(Failure::from).map_err(refusal)
+            }
             true => apply::take_advice(&mut journal, advice).map_err(refusal),
         }
     }
@@ -182,7 +188,9 @@ impl Source for OfState {
             Read::Strategies => {
                 return match self.strategies().map_err(refusal)? {
                     Some(compared) => Ok(compared.to_string()),
-                    None => Err(nothing("strategies are compared on machines that are written down")),
+                    None => {
+                        Err(nothing("strategies are compared on machines that are written down"))
+                    }
                 };
             }
             Read::Ledger => self.ledger(),

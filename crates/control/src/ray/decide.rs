@@ -158,7 +158,7 @@ impl RayController {
         held: String,
     ) -> Result<(), ControllerError> {
         // The next look at the nodes is due at once.
-        self.looked_at_ms = 0;
+        self.looks_again = true;
         let since_ms = *self.waiting.entry(planned.id.clone()).or_insert_with(now_ms);
         if now_ms().saturating_sub(since_ms) > PLACE_LIMIT_MS {
             self.waiting.remove(&planned.id);

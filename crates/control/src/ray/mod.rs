@@ -55,6 +55,9 @@ pub(crate) struct RayController {
     in_flight: Option<InFlight>,
     inventory: Inventory,
     looked_at_ms: u64,
+    /// Whether the nodes are to be looked at before their time, and whether they were in this turn.
+    looks_again: bool,
+    has_looked: bool,
     serving: Serving,
     /// What instances that start say that they do.
     doing: BTreeMap<InstanceId, String>,
@@ -160,6 +163,8 @@ impl RayController {
             in_flight,
             inventory: Inventory::default(),
             looked_at_ms: 0,
+            looks_again: true,
+            has_looked: false,
             serving: Serving::default(),
             doing: BTreeMap::new(),
             trouble: None,
@@ -234,7 +239,8 @@ impl RayController {
     /// Reads what Serve runs, and from time to time the nodes. False where Ray can't be asked just now.
     async fn look(&mut self) -> Result<bool, ControllerError> {
         let (ray, spec, state_id) = (self.ray.clone(), self.spec.clone(), self.state_id.clone());
-        let looks_at_nodes = now_ms().saturating_sub(self.looked_at_ms) > NODES_EVERY_MS;
+        let is_time = now_ms().saturating_sub(self.looked_at_ms) > NODES_EVERY_MS;
+        let looks_at_nodes = is_time || std::mem::take(&mut self.looks_again);
         let looked = blocking(move || {
             let serving = serve::read(&ray)?;
             let nodes = || {
@@ -247,6 +253,7 @@ impl RayController {
         match looked.await {
             Ok((serving, looked)) => {
                 self.serving = serving;
+                self.has_looked = looked.is_some();
                 if let Some((inventory, doing)) = looked {
                     (self.inventory, self.doing, self.looked_at_ms) = (inventory, doing, now_ms());
                 }
@@ -299,7 +306,7 @@ impl RayController {
             let entry = self.book.entry(&planned.id);
             let found = planned.find_in(&running);
             let status = status_of(planned, found, entry, rolled_back);
-            let state = status.state.with_rest(self.resting.contains_key(&planned.id));
+            let state = status.state.with_rest(self.rest_of(planned).is_some());
             InstanceStatus { is_on_trial, state, ..status }
         };
         Turn {

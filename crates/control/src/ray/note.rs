@@ -107,7 +107,7 @@ impl RayController {
             self.book.emit(&planned.id, EventKind::Ready { after_ms: waited })?;
         } else if app.status == AppStatus::DeployFailed {
             // Somebody may hold what it lacks: the next start goes by what is free then.
-            self.looked_at_ms = 0;
+            self.looks_again = true;
             self.book.fail(planned, serve_replica::diagnose(planned.engine, &app.message))?;
         } else if !has_place && waited > PLACE_LIMIT_MS {
             let diagnosis = self.no_place(planned, &app.message);
@@ -162,10 +162,12 @@ pub(super) fn is_up(app: &Application) -> bool {
     app.status == AppStatus::Running && app.replicas.iter().any(|one| one.state == "RUNNING")
 }
 
-/// Serve shows what nobody changed as on its way for a moment after a change of others.
+/// Serve shows what nobody changed as on its way for a moment after a change of others, and a replica that is told
+/// something (to sleep, to wake) as updating until it has done it.
 pub(super) fn still_serves(app: &Application) -> bool {
     let is_ill = matches!(app.status, AppStatus::Unhealthy | AppStatus::DeployFailed);
-    !is_ill && app.replicas.iter().any(|one| one.state == "RUNNING")
+    let is_there = |state: &str| matches!(state, "RUNNING" | "UPDATING");
+    !is_ill && app.replicas.iter().any(|one| is_there(&one.state))
 }
 
 pub(super) fn taken_away() -> Diagnosis {

@@ -3,13 +3,14 @@
 //! What shall sleep is journalled before Serve is told, in the configs that it keeps: an engine that Serve starts again
 //! meanwhile sleeps again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use berth_core::adjust::Mode;
 use berth_core::adjust::sleep::{Order, Rest, Seen, Short, orders};
 use berth_core::emit::ray as emit;
-use berth_core::inventory::{Device, DeviceId, InstanceId};
+use berth_core::inventory::{Device, DeviceId, InstanceId, Node};
 use berth_core::plan::{Plan, PlannedInstance};
 use berth_core::reconcile::Phase;
 use berth_core::units::Bytes;
@@ -23,8 +24,8 @@ use crate::controller::{ControllerError, InFlight};
 use crate::event::EventKind;
 use crate::watch::STALE_MS;
 
-/// What is free counts for so long: others take and give meanwhile.
-const JUST_NOW_MS: u64 = 500;
+/// An engine has so long to say whether it works or sleeps: the loop must go on.
+const ANSWER: Duration = Duration::from_millis(500);
 
 /// When an instance was last seen to be asked.
 #[derive(Clone, Copy, Debug)]
@@ -37,20 +38,34 @@ impl RayController {
     /// Decides what sleeps and what wakes, and journals it. Without a gateway nobody knows what is asked, and all
     /// stays as it is.
     pub(super) async fn rest(&mut self, plan: &Plan) -> Result<(), ControllerError> {
-        let Some(in_flight) = self.in_flight.clone() else { return Ok(()) };
         if plan.instances.iter().all(|one| one.sleep.is_none()) && self.resting.is_empty() {
             return Ok(());
         }
         let before = self.resting.clone();
-        let is_up = |id: &InstanceId, rest: &Rest| {
+        // What has ended, or is started otherwise, sleeps no more.
+        let is_up = |id: &InstanceId| {
             plan.instance(id).is_some_and(|one| {
-                one.config() == rest.config && self.book.phase(one) == Some(Phase::Ready)
+                self.rest_of(one).is_some() && self.book.phase(one) == Some(Phase::Ready)
             })
         };
-        let kept = before.iter().filter(|(id, rest)| is_up(id, rest));
+        let kept = before.iter().filter(|(id, _)| is_up(id));
         self.resting = kept.map(|(id, rest)| (id.clone(), rest.clone())).collect();
         self.note_awake(plan).await?;
-        for order in self.orders(plan, &in_flight)? {
+        if let Some(in_flight) = self.in_flight.clone() {
+            self.carry_out(plan, &in_flight).await?;
+        }
+        if self.resting != before {
+            self.book.journal.set_resting(&self.resting)?;
+        }
+        Ok(())
+    }
+
+    async fn carry_out(
+        &mut self,
+        plan: &Plan,
+        in_flight: &InFlight,
+    ) -> Result<(), ControllerError> {
+        for order in self.orders(plan, in_flight)? {
             match order {
                 Order::Sleep { instance, why } => self.lay_down(plan, &instance, why).await?,
                 Order::Wake(id) => {
@@ -60,43 +75,46 @@ impl RayController {
                 }
             }
         }
-        if self.resting != before {
-            self.book.journal.set_resting(&self.resting)?;
-        }
         Ok(())
+    }
+
+    /// The rest of an instance as it is planned.
+    pub(super) fn rest_of(&self, planned: &PlannedInstance) -> Option<&Rest> {
+        let rest = self.resting.get(&planned.id).filter(|_| planned.sleep.is_some());
+        rest.filter(|rest| rest.config == planned.config())
     }
 
     fn orders(&mut self, plan: &Plan, in_flight: &InFlight) -> Result<Vec<Order>, ControllerError> {
         let idle_since_ms = self.idle_since_ms(plan, in_flight);
-        let models = plan.instances.iter().map(|one| &one.model);
-        let waiting: BTreeMap<String, u64> =
-            models.map(|model| (model.clone(), in_flight.waiting(model))).collect();
+        // What reached an engine as it fell asleep waits there.
+        let is_asked_for = |one: &&PlannedInstance| {
+            in_flight.waiting(&one.model) > 0 || in_flight.in_flight(&one.id) > 0
+        };
+        let asked_for: BTreeSet<InstanceId> =
+            plan.instances.iter().filter(is_asked_for).map(|one| one.id.clone()).collect();
         let short = match plan.adjust.mode {
             Mode::Off => Vec::new(),
             Mode::Advise | Mode::Auto => self.short(plan)?,
         };
-        let is_asked_for = |id: &InstanceId| {
-            let one = plan.instance(id);
-            one.and_then(|one| waiting.get(&one.model)).is_some_and(|count| *count > 0)
-        };
-        if self.resting.keys().any(is_asked_for) && !self.has_just_looked() {
-            self.looked_at_ms = 0;
+        if self.resting.keys().any(|id| asked_for.contains(id)) {
+            self.looks_again = true;
         }
-        let free = self.free();
+        let (free, host_free) = (self.free(), self.host_free());
         Ok(orders(Seen {
             plan,
             idle_since_ms: &idle_since_ms,
             resting: &self.resting,
-            waiting: &waiting,
+            asked_for: &asked_for,
             short: &short,
             free: &free,
+            host_free: &host_free,
             now_ms: now_ms(),
         }))
     }
 
-    /// What is free of each device, as of just now; nothing is known where that is longer ago.
+    /// What is free of each device as of this turn; before it others may have taken and given.
     fn free(&self) -> BTreeMap<(String, DeviceId), Bytes> {
-        if !self.has_just_looked() {
+        if !self.has_looked {
             return BTreeMap::new();
         }
         let nodes = self.inventory.nodes.iter();
@@ -107,8 +125,14 @@ impl RayController {
         devices.map(free).collect()
     }
 
-    fn has_just_looked(&self) -> bool {
-        now_ms().saturating_sub(self.looked_at_ms) <= JUST_NOW_MS
+    /// What is free of nodes' host memory, where somebody has written it down.
+    fn host_free(&self) -> BTreeMap<String, Bytes> {
+        let nodes = self.inventory.nodes.iter();
+        let host = |node: &Node| {
+            let host = node.devices.iter().find(|device| !device.is_gpu())?;
+            Some((node.name.clone(), host.total - host.used_by_others))
+        };
+        nodes.filter_map(host).collect()
     }
 
     /// Since when nobody has asked the instances that serve and can be told to sleep.
@@ -170,7 +194,8 @@ impl RayController {
         let Some((one, address)) = plan.instance(id).and_then(with_address) else {
             return Ok(());
         };
-        let said = metrics::ask(id, one.engine, address).await;
+        let asking = metrics::ask(id, one.engine, address);
+        let said = tokio::time::timeout(ANSWER, asking).await.ok().flatten();
         let works = |look: &EngineLook| look.running != Some(0);
         if said.as_ref().is_none_or(works) {
             self.asked.remove(id);
@@ -189,7 +214,8 @@ impl RayController {
             waking.map(|(id, rest)| (id.clone(), rest.since_ms)).collect();
         for (id, since_ms) in waking {
             let Some((_, address)) = plan.instance(&id).and_then(with_address) else { continue };
-            if health::is_asleep(address).await == Some(false) {
+            let asking = tokio::time::timeout(ANSWER, health::is_asleep(address));
+            if asking.await == Ok(Some(false)) {
                 self.resting.remove(&id);
                 let after_ms = now_ms().saturating_sub(since_ms);
                 self.book.emit(&id, EventKind::Woke { after_ms })?;
@@ -200,9 +226,13 @@ impl RayController {
 
     /// A config with its instance told whether to sleep.
     pub(super) fn with_sleep(&self, plan: &Plan, id: &InstanceId, config: Value) -> Value {
-        let rests = self.resting.get(id).is_some_and(|rest| !rest.is_waking);
-        let sleep = plan.instance(id).and_then(|one| one.sleep.as_ref());
-        emit::with_sleep(config, sleep.filter(|_| rests).map_or(0, |sleep| sleep.level))
+        let digest = emit::identity(&config).map(|(_, _, digest)| digest);
+        let planned = plan.instance(id).filter(|one| Some(one.config()) == digest);
+        // What is on its way out stays as it is: its memory may be another's by now.
+        let Some(planned) = planned else { return config };
+        let rests = self.rest_of(planned).is_some_and(|rest| !rest.is_waking);
+        let level = planned.sleep.as_ref().filter(|_| rests).map_or(0, |sleep| sleep.level);
+        emit::with_sleep(config, level)
     }
 }
 

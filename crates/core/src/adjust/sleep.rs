@@ -7,7 +7,7 @@
 //!
 //! Time is an argument. What isn't known (host memory that nobody reports) was counted when the plan was made.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +18,9 @@ use crate::units::Bytes;
 
 /// One that sleeps stays so for so long, unless it is asked for: what was short must get its turn.
 pub const REST_MS: u64 = 60_000;
+
+/// Falling asleep takes up to so long; until then no other on its devices is told to.
+const SETTLE_MS: u64 = 15_000;
 
 /// An instance that sleeps, or is told to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,12 +55,14 @@ pub struct Seen<'a> {
     pub idle_since_ms: &'a BTreeMap<InstanceId, u64>,
     /// Those that sleep.
     pub resting: &'a BTreeMap<InstanceId, Rest>,
-    /// Requests that wait, by model.
-    pub waiting: &'a BTreeMap<String, u64>,
+    /// Those that somebody waits for.
+    pub asked_for: &'a BTreeSet<InstanceId>,
     /// Where memory is short.
     pub short: &'a [Short],
-    /// What is free of devices, host memory too, by node; none is not known.
+    /// What is free of devices just now; none is not known.
     pub free: &'a BTreeMap<(String, DeviceId), Bytes>,
+    /// What is free of nodes' host memory, as far as that is known.
+    pub host_free: &'a BTreeMap<String, Bytes>,
     /// Now.
     pub now_ms: u64,
 }
@@ -81,12 +86,15 @@ pub enum Order {
 pub fn orders(seen: Seen<'_>) -> Vec<Order> {
     let mut orders: Vec<Order> = Vec::new();
     for short in seen.short {
+        // What one gives is seen only a while after.
+        let lies_down = |one: &PlannedInstance| {
+            let is_told = |order: &Order| matches!(order, Order::Sleep { instance, .. } if *instance == one.id);
+            let rest = seen.resting.get(&one.id);
+            orders.iter().any(is_told)
+                || rest.is_some_and(|rest| rest.since_ms.saturating_add(SETTLE_MS) > seen.now_ms)
+        };
         let is_on_its_way = |one: &PlannedInstance| {
-            one.node == short.node
-                && one.uses(&short.device)
-                && orders.iter().any(
-                    |order| matches!(order, Order::Sleep { instance, .. } if *instance == one.id),
-                )
+            one.node == short.node && one.uses(&short.device) && lies_down(one)
         };
         if seen.plan.instances.iter().any(is_on_its_way) {
             continue;
@@ -121,12 +129,11 @@ impl Seen<'_> {
 
     /// Whether its weights have room in host memory.
     fn has_host_memory(&self, one: &PlannedInstance, sleep: &Sleep) -> bool {
-        let free = self.free.get(&(one.node.clone(), DeviceId::host()));
-        free.is_none_or(|free| *free >= sleep.host)
+        self.host_free.get(&one.node).is_none_or(|free| *free >= sleep.host)
     }
 
     fn is_asked_for(&self, one: &PlannedInstance) -> bool {
-        self.waiting.get(&one.model).is_some_and(|count| *count > 0)
+        self.asked_for.contains(&one.id)
     }
 
     fn shall_wake(&self, one: &PlannedInstance) -> bool {

@@ -1,6 +1,6 @@
 //! Who sleeps for whom, and who wakes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use berth_core::adjust::AdjustSpec;
 use berth_core::adjust::sleep::{Order, Rest, Seen, Short, orders};
@@ -51,7 +51,8 @@ fn check(seen: &[&str], expected: &[&str]) {
     let adjust = AdjustSpec { idle_s: 300, ..AdjustSpec::default() };
     let plan = Plan { instances, adjust, ..Plan::nothing(GatewaySpec::default(), None) };
     let (mut idle, mut resting) = (BTreeMap::new(), BTreeMap::new());
-    let (mut waiting, mut short, mut free) = (BTreeMap::new(), Vec::new(), BTreeMap::new());
+    let (mut waiting, mut short, mut free) = (BTreeSet::new(), Vec::new(), BTreeMap::new());
+    let mut host_free = BTreeMap::new();
     for line in seen {
         let words: Vec<&str> = line.split(' ').collect();
         let number = || words.get(2).and_then(|word| word.parse::<u64>().ok()).unwrap_or(0);
@@ -67,12 +68,12 @@ fn check(seen: &[&str], expected: &[&str]) {
                 let why = String::new();
                 resting.insert(id, Rest { config, since_ms: ago_ms, why, is_waking });
             }
-            "waits" => drop(waiting.insert(words[1].to_owned(), 1)),
+            "waits" => drop(waiting.insert(id)),
             "short" => {
                 short.push(Short { node: words[1].to_owned(), device: gpu, why: "x".to_owned() })
             }
             "free" => drop(free.insert((words[1].to_owned(), gpu), gib)),
-            "host" => drop(free.insert((words[1].to_owned(), DeviceId::host()), gib)),
+            "host" => drop(host_free.insert(words[1].to_owned(), gib)),
             other => panic!("{other}"),
         }
     }
@@ -80,9 +81,10 @@ fn check(seen: &[&str], expected: &[&str]) {
         plan: &plan,
         idle_since_ms: &idle,
         resting: &resting,
-        waiting: &waiting,
+        asked_for: &waiting,
         short: &short,
         free: &free,
+        host_free: &host_free,
         now_ms: NOW_MS,
     });
     let words = |order: &Order| match order {
@@ -105,7 +107,8 @@ fn an_idle_engine_sleeps_for_others() {
     check(&["idle a 300", "short n1"], &[]);
     // One at a time, also where two are short of it.
     check(&["idle a 300", "idle b 300", "short n0", "short n0"], &["sleep b"]);
-    check(&["idle a 300", "idle b 300", "rests b 10", "short n0"], &["sleep a"]);
+    check(&["idle a 300", "idle b 300", "rests b 15", "short n0"], &["sleep a"]);
+    check(&["idle a 300", "idle b 300", "rests b 14", "short n0"], &[]);
     // Its weights need their place first.
     check(&["idle a 300", "short n0", "host n0 4"], &[]);
     check(&["idle a 300", "short n0", "host n0 5"], &["sleep a"]);

@@ -16,6 +16,9 @@ use crate::engine::{Engine, Pace};
 use crate::vllm::serve as serve_engine;
 use crate::vllm::start::{Taken, start};
 
+/// Falling asleep and waking take so long.
+const TOLD: Duration = Duration::from_millis(1200);
+
 /// One engine for as long as its application is there: on its node when that is there, again when it ended.
 pub(super) async fn keep(shared: Arc<Shared>, name: String, config: Value, runs_already: bool) {
     let mut is_first = true;
@@ -176,10 +179,18 @@ async fn run(shared: &Arc<Shared>, start: &Start<'_>) -> Result<String, String> 
     let living = async {
         loop {
             tokio::time::sleep(PAUSE).await;
-            if sleeps(shared, app) != engine.state().is_asleep
-                && let Err(why) = turn(shared, app, &engine, &taken, &cards)
-            {
-                engine.end(&why, 1, "torch.OutOfMemoryError: CUDA out of memory. (emulated)");
+            if sleeps(shared, app) != engine.state().is_asleep {
+                // Serve shows it so until `reconfigure` has returned.
+                let of = |state| Some(Replica { node: node.to_owned(), state, pid });
+                show(shared, app, "DEPLOYING", of("UPDATING"));
+                tokio::time::sleep(TOLD).await;
+                match turn(shared, app, &engine, &taken, &cards) {
+                    Ok(()) => show(shared, app, "RUNNING", of("RUNNING")),
+                    Err(why) => {
+                        let line = "torch.OutOfMemoryError: CUDA out of memory. (emulated)";
+                        engine.end(&why, 1, line);
+                    }
+                }
             }
             let is_asleep = engine.state().is_asleep && !taken.asleep.is_empty();
             let bytes = if is_asleep { &taken.asleep } else { &taken.bytes };

@@ -29,6 +29,7 @@ impl Answers for Api {
             }
             "/sleep" => sleep(engine, true),
             "/wake_up" => sleep(engine, false),
+            "/tokenize" => Answer::json(200, &tokens(engine, &asked.json())),
             "/v1/chat/completions" => complete(engine, &asked.json(), true).await,
             "/v1/completions" => complete(engine, &asked.json(), false).await,
             _ => Answer::json(404, &json!({ "detail": "Not Found" })),
@@ -39,6 +40,12 @@ impl Answers for Api {
 fn sleep(engine: &Engine, asleep: bool) -> Answer {
     engine.set_asleep(asleep);
     Answer::text(200, "")
+}
+
+/// Only how many there are.
+fn tokens(engine: &Engine, body: &Value) -> Value {
+    let count = openai::tokens_in(&body["prompt"]);
+    json!({ "count": count, "max_model_len": engine.pace.longest, "tokens": vec![0; count as usize] })
 }
 
 fn models(engine: &Engine) -> Value {

@@ -11,6 +11,7 @@ import aiohttp
 import ray
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+from yarl import URL
 
 # What belongs to one connection and not to the next.
 HOP_BY_HOP = {"connection", "content-length", "host", "keep-alive", "transfer-encoding", "upgrade"}
@@ -61,14 +62,17 @@ class Engine:
     async def reconfigure(self, wanted: dict):
         """Puts the engine to sleep or wakes it (vLLM 0.26), without a restart. Serve calls it after a start, too."""
         level = wanted["sleep_level"]
-        if level > 0 and self.sleep_level == 0:
+        if (level > 0) == (self.sleep_level > 0):
+            # One that sleeps wakes from the level that it was put to.
+            return
+        if level > 0:
             # What runs is let end first.
             await self._tell(f"/sleep?level={level}&mode=wait")
-        elif level == 0 and self.sleep_level == 2:
+        elif self.sleep_level == 2:
             await self._tell("/wake_up?tags=weights")
             await self._tell("/collective_rpc", {"method": "reload_weights"})
             await self._tell("/wake_up?tags=kv_cache")
-        elif level == 0 and self.sleep_level == 1:
+        else:
             await self._tell("/wake_up")
         self.sleep_level = level
 
@@ -95,12 +99,14 @@ class Engine:
     async def __call__(self, request: Request):
         """Passes a request on, for those who come through Ray's proxy."""
         path = request.url.path.removeprefix(request.scope.get("root_path", ""))
-        if not path.startswith("/v1/"):
+        # As it will be asked for: `/v1/../x` is `/x`, and that is nobody's here.
+        url = URL(f"{self.address}{path}")
+        if not url.path.startswith("/v1/"):
             return Response("only /v1 is passed on\n", status_code=404)
         headers = [(k, v) for k, v in request.headers.items() if k.lower() not in HOP_BY_HOP]
         answer = await self._session().request(
             request.method,
-            f"{self.address}{path}",
+            url,
             params=request.query_params,
             headers=headers,
             data=await request.body(),

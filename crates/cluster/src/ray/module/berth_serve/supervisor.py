@@ -256,6 +256,8 @@ def with_developer_routes(environment: dict) -> dict:
     guard = str(Path(__file__).with_name("inside_vllm"))
     paths = [guard, environment.get("PYTHONPATH")]
     own = {"VLLM_SERVER_DEV_MODE": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    # Who asks is who is connected, whatever a header says.
+    own["FORWARDED_ALLOW_IPS"] = ""
     return {**environment, **own}
 
 

@@ -4,9 +4,10 @@ Sleep needs `VLLM_SERVER_DEV_MODE`, which opens routes that call any method of a
 its port. vLLM takes this as `--middleware berth_guard.OnlyFromHere`. Only the standard library is used.
 """
 
-# What vLLM 0.26 answers without the mode.
+# What vLLM answers clients with, the mode or not (0.26 to 0.28), and whether it sleeps.
 OPEN = {"/health", "/ping", "/metrics", "/version", "/load", "/tokenize", "/detokenize", "/is_sleeping"}
-OPEN_BELOW = ("/v1/", "/v2/", "/health/")
+OPEN |= {"/score", "/rerank", "/pooling", "/classify", "/invocations"}
+OPEN_BELOW = ("/v1/", "/v2/", "/health/", "/inference/")
 
 
 class OnlyFromHere:

@@ -1,0 +1,155 @@
+//! What memory did meanwhile: the least that was free, the most that each instance held, who started anew.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use berth_control::clock::now_ms;
+use berth_control::{Journal, watch};
+use berth_core::inventory::{DeviceId, InstanceId};
+use berth_core::plan::{Plan, PlannedDevice, PlannedInstance};
+use berth_core::watch::Look;
+use berth_load::verdict::{DeviceSeen, InstanceSeen, MemorySeen};
+
+use crate::failure::Failure;
+
+/// Between two looks; a Ray cluster's dashboard has news every few seconds.
+const LOOK: Duration = Duration::from_millis(500);
+const LOOK_AT_RAY: Duration = Duration::from_secs(3);
+/// What happened to instances that is looked through.
+const EVENTS: u32 = 1000;
+const DEATHS: u32 = 100;
+
+/// What was seen so far.
+pub(super) struct Watched {
+    plan: Plan,
+    state_id: String,
+    since_ms: u64,
+    looks: u32,
+    /// The least free and the least headroom of each device.
+    least: BTreeMap<(String, DeviceId), (u64, i64)>,
+    most_held: BTreeMap<InstanceId, u64>,
+    /// Requests that each engine put off, first and last.
+    put_off: BTreeMap<InstanceId, (u64, u64)>,
+}
+
+impl Watched {
+    pub(super) fn new(plan: &Plan, state_id: String) -> Self {
+        Self {
+            plan: plan.clone(),
+            state_id,
+            since_ms: now_ms(),
+            looks: 0,
+            least: BTreeMap::new(),
+            most_held: BTreeMap::new(),
+            put_off: BTreeMap::new(),
+        }
+    }
+
+    /// Looks for as long as it is let.
+    pub(super) async fn look_on(&mut self) {
+        let pause = if self.plan.ray.is_some() { LOOK_AT_RAY } else { LOOK };
+        loop {
+            let look = watch::look(&self.state_id, &self.plan).await;
+            self.add(&look);
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    fn add(&mut self, look: &Look) {
+        self.looks += 1;
+        for planned in self.plan.devices.iter().filter(|one| one.planned.0 > 0) {
+            let Some(free) = self.free(planned, look) else { continue };
+            let key = (planned.node.clone(), planned.device.clone());
+            let least = self.least.entry(key).or_insert((u64::MAX, i64::MAX));
+            *least = (least.0.min(free.0), least.1.min(free.1));
+        }
+        for instance in &self.plan.instances {
+            if let Some(held) = held(&self.plan, instance, look) {
+                let most = self.most_held.entry(instance.id.clone()).or_default();
+                *most = (*most).max(held);
+            }
+        }
+        for engine in &look.engines {
+            let Some(put_off) = engine.preemptions else { continue };
+            let span = self.put_off.entry(engine.instance.clone()).or_insert((put_off, put_off));
+            // One that started anew counts from nothing.
+            *span = if put_off < span.1 { (0, put_off) } else { (span.0, put_off) };
+        }
+    }
+
+    /// What is free of a device, and what is left of it beside the plan.
+    fn free(&self, planned: &PlannedDevice, look: &Look) -> Option<(u64, i64)> {
+        let seen = look.device(&planned.node, &planned.device)?;
+        let free = seen.free()?.0;
+        let signed = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+        let headroom = match seen.own().zip(seen.foreign()) {
+            Some((own, foreign)) => {
+                signed(seen.total.0) - signed(foreign.0) - signed(own.max(planned.planned).0)
+            }
+            None => signed(free),
+        };
+        Some((free, headroom))
+    }
+
+    /// All of it, with what the journal says of the time.
+    pub(super) fn seen(&self, journal: &Journal) -> Result<MemorySeen, Failure> {
+        let events = journal.events(EVENTS)?;
+        let deaths = journal.deaths(DEATHS)?;
+        let restarts = |id: &InstanceId| {
+            let is_one = |what: &serde_json::Value| {
+                what == "recovering"
+                    || what.get("failed").is_some()
+                    || what.get("rolled_back").is_some()
+            };
+            let of = events.iter().filter(|event| event.instance == *id && is_one(&event.what));
+            of.filter(|event| event.at_ms >= self.since_ms).count() as u32
+        };
+        let instance = |one: &PlannedInstance| InstanceSeen {
+            id: one.id.0.clone(),
+            model: one.model.clone(),
+            planned_bytes: one.shares.iter().map(|share| share.footprint.total().0).sum(),
+            most_held_bytes: self.most_held.get(&one.id).copied(),
+            restarts: restarts(&one.id),
+            preemptions: self.put_off.get(&one.id).map(|(first, last)| last - first),
+            died_of_memory: deaths
+                .iter()
+                .any(|death| death.instance == one.id && death.at_ms >= self.since_ms),
+        };
+        let device = |one: &PlannedDevice| {
+            let least = self.least.get(&(one.node.clone(), one.device.clone()));
+            DeviceSeen {
+                node: one.node.clone(),
+                device: one.device.0.clone(),
+                total_bytes: one.total.0,
+                planned_bytes: one.planned.0,
+                least_free_bytes: least.map(|(free, _)| *free),
+                least_headroom_bytes: least.map(|(_, headroom)| *headroom),
+            }
+        };
+        let used = self.plan.devices.iter().filter(|one| one.planned.0 > 0);
+        Ok(MemorySeen {
+            devices: used.map(device).collect(),
+            instances: self.plan.instances.iter().map(instance).collect(),
+            looks: self.looks,
+            missing: Vec::new(),
+        })
+    }
+}
+
+/// What an instance holds on all its devices. Where it isn't seen who holds what (Ray), all that is used of devices that
+/// it has to itself: at most that.
+fn held(plan: &Plan, instance: &PlannedInstance, look: &Look) -> Option<u64> {
+    let on = |device: &DeviceId| {
+        let seen = look.device(&instance.node, device)?;
+        let is_alone = || {
+            let mut others = plan.instances.iter().filter(|one| one.id != instance.id);
+            !others.any(|one| one.node == instance.node && one.uses(device))
+        };
+        match seen.held_by(&instance.id) {
+            Some(held) => Some(held.0),
+            None if is_alone() => seen.used.map(|used| used.0),
+            None => None,
+        }
+    };
+    instance.shares.iter().map(|share| on(&share.device)).sum()
+}
