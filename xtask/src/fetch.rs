@@ -38,6 +38,10 @@ const NEEDED_FLAGS: &[&str] = &[
 /// OpenAI's own client, for the tests.
 const OPENAI: &str = "openai==3.54.0";
 
+/// NVIDIA's load test, which berth's figures are compared with.
+const AIPERF: &str = "aiperf==0.13.0";
+const AIPERF_NEEDS: &str = include_str!("../../crates/cli/tests/real/aiperf.txt");
+
 /// Ray, whose clusters the tests start.
 const RAY: &str = "ray[default,serve]==2.60.0";
 
@@ -85,7 +89,34 @@ pub(crate) fn engine_and_models() -> Result<()> {
 pub(crate) fn everything() -> Result<()> {
     engine_and_models()?;
     environment("openai", OPENAI, "OpenAI's Python client")?;
-    environment("ray", RAY, "Ray")
+    environment("ray", RAY, "Ray")?;
+    aiperf()
+}
+
+/// An independent load test, without the parts of its dependencies that draw charts.
+fn aiperf() -> Result<()> {
+    let venv = dir().join("aiperf");
+    let done = venv.join("done");
+    let there = format!("{AIPERF}\n{AIPERF_NEEDS}");
+    if fs::read_to_string(&done).is_ok_and(|known| known == there) {
+        return Ok(());
+    }
+    eprintln!("fetching aiperf for the tests (Apache-2.0)");
+    remove(&venv)?;
+    run(Command::new("python3").args(["-m", "venv"]).arg(&venv))
+        .context("Python 3 with venv is needed: install python3-venv")?;
+    let needs = venv.join("needs.txt");
+    fs::write(&needs, AIPERF_NEEDS)?;
+    let pip = || {
+        let mut pip = Command::new(venv.join("bin").join("python"));
+        pip.args(["-m", "pip", "install", "--quiet", "--no-compile", "--only-binary", ":all:"]);
+        pip.stdout(io::stderr());
+        pip
+    };
+    run(pip().arg("-r").arg(&needs))?;
+    run(pip().args(["--no-deps", AIPERF]))?;
+    fs::write(done, there)?;
+    Ok(())
 }
 
 fn engine() -> Result<()> {

@@ -27,6 +27,8 @@ const EXIT_CODES: &str = "Exit codes: 0 done; 1 failed; 2 bad usage or spec; 3 d
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Look at a Ray cluster or this machine, and write a first spec
+    Init(InitArgs),
     /// What one model takes, term by term; or many cases from a file
     Fit(FitArgs),
     /// Learn from vLLM's own log what it took on your GPUs
@@ -61,6 +63,19 @@ pub(crate) enum Command {
     Down(StatusArgs),
     /// The JSON schema of the spec
     Schema,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct InitArgs {
+    /// The file to write; one that is there stays
+    #[arg(short, long, value_name = "FILE", default_value = "berth.toml")]
+    pub(crate) file: PathBuf,
+    /// A Ray cluster's dashboard [default: http://127.0.0.1:8265 where one answers, else this machine]
+    #[arg(long, value_name = "URL")]
+    pub(crate) ray: Option<String>,
+    /// A model to begin with: as `source` in a spec; may be repeated
+    #[arg(long, value_name = "SOURCE")]
+    pub(crate) model: Vec<String>,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -173,6 +188,12 @@ pub(crate) struct ApplyArgs {
     /// Bring the plan into force that berth advises (`berth status` shows it)
     #[arg(long, conflicts_with_all = ["file", "strategy"])]
     pub(crate) advised: bool,
+    /// Prove it then (`berth prove`), and go back where it fails; a running berth has to serve it
+    #[arg(long)]
+    pub(crate) prove: bool,
+    /// With --prove: seconds of the steady load
+    #[arg(long, value_name = "SECONDS", default_value = "60", requires = "prove", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub(crate) duration: u64,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -335,6 +356,15 @@ pub(crate) struct ProveArgs {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+impl ProveArgs {
+    /// What is proved where nobody says more.
+    pub(crate) fn of(duration: u64) -> Self {
+        let (rate, ttft, itl, e2e) = (None, None, None, None);
+        let (dataset, trace) = (None, None);
+        Self { duration, rate, ttft, itl, e2e, dataset, trace, seed: 1, json: false }
+    }
 }
 
 #[derive(Debug, ClapArgs)]

@@ -32,6 +32,7 @@ fn main() -> ExitCode {
 fn run(args: args::Args) -> Result<ExitCode, failure::Failure> {
     use args::Command;
     match args.command {
+        Command::Init(init) => cmd::init::run(&init),
         Command::Fit(fit) => cmd::fit::run(&args.state, &fit),
         Command::Calibrate(calibrate) => cmd::calibrate::run(&args.state, &calibrate),
         Command::Plan(plan) => cmd::plan::run(&args.state, &plan),

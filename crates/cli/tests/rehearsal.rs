@@ -117,11 +117,15 @@ impl Rehearsal {
         self.tell(&format!("nodes/{name}"), &json!({ "alive": alive }));
     }
 
+    /// The emulated cluster's dashboard.
+    fn address(&self) -> String {
+        let (before, _) = self.said.split_once("/emulator/nodes").unwrap();
+        before[before.rfind("http://").unwrap()..].to_owned()
+    }
+
     /// Tells the emulated cluster what goes wrong.
     fn tell(&self, what: &str, body: &Value) {
-        let (before, _) = self.said.split_once("/emulator/nodes").unwrap();
-        let address = &before[before.rfind("http://").unwrap()..];
-        ureq::post(format!("{address}/emulator/{what}")).send(body.to_string()).unwrap();
+        ureq::post(format!("{}/emulator/{what}", self.address())).send(body.to_string()).unwrap();
     }
 }
 
@@ -284,6 +288,32 @@ fn engines_fail_as_real_ones_do() {
     assert!(rehearsal.ask("small").is_none());
     assert!(set("none") && rehearsal.ask("small").is_some());
     assert!(!set("nonsense"));
+}
+
+/// A first spec, from what a cluster has; it is one that berth reads.
+#[test]
+fn a_first_spec_is_written() {
+    let models = "[models.small]\nsource = \"medgemma-4b\"\nengine = \"vllm\"\n\
+                  flags = { max_model_len = 8192, enforce_eager = true }\n";
+    let nodes = "[[cluster.nodes]]\nnames = \"n[0-1]\"\ngpu = \"A10\"\ngpus = 4\n";
+    let rehearsal = Rehearsal::start(&format!("{nodes}{models}"), &[]);
+    let address = rehearsal.address();
+    let file = rehearsal.folder.path().join("first.toml");
+    let file = file.to_str().unwrap();
+    let init = ["init", "--ray", &address, "-f", file];
+    let (code, text) = rehearsal.run(&[&init[..], &["--model", "medgemma-27b"]].concat());
+    assert_eq!(code, 0, "{text}");
+    let written = std::fs::read_to_string(file).unwrap();
+    for says in ["4 x NVIDIA A10 of", "tensor_parallel_size = 4", "[models.medgemma-27b]", &address]
+    {
+        assert!(written.contains(says), "{written}\n\ndoes not say {says}");
+    }
+    let (code, text) = rehearsal.run(&init);
+    assert!(code == 2 && text.contains("name another with -f: what is there stays"), "{text}");
+    assert_eq!(std::fs::read_to_string(file).unwrap(), written);
+    let nowhere = ["init", "--ray", "http://127.0.0.1:1", "-f", "none.toml"];
+    let (code, text) = rehearsal.run(&nowhere);
+    assert!(code == 1 && text.contains("can't be reached"), "{text}");
 }
 
 /// An idle engine gives its memory to one that can't start without it, and wakes when it is asked and there is room.

@@ -43,7 +43,7 @@ impl Default for Limits {
 
 /// How it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "UPPERCASE")]
 pub enum Judgement {
     /// As it should be.
     Pass,

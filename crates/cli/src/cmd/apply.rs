@@ -4,27 +4,74 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use berth_cluster::local::StateDir;
+use berth_cluster::local::{StateDir, lock};
 use berth_control::clock::now_ms;
 use berth_control::journal::Advice;
 use berth_control::{InstanceState, InstanceStatus, Journal, Status};
+use berth_core::Plan;
 use berth_core::report::PlanVerdict;
+use berth_load::verdict::Judgement;
 
-use super::{plan, rollback, status};
-use crate::args::ApplyArgs;
+use super::{plan, prove, rollback, status};
+use crate::args::{ApplyArgs, ProveArgs};
 use crate::failure::Failure;
 use crate::{advise, lifecycle, output, prepare};
 
 pub(crate) fn run(state: &Path, args: &ApplyArgs) -> Result<ExitCode, Failure> {
     let dir = prepare::state_dir(state)?;
     let mut journal = Journal::open(&dir.journal())?;
+    if !args.prove {
+        return apply(state, &dir, &mut journal, args);
+    }
+    let before = journal.current()?.map(|journalled| journalled.plan);
+    if !lock::is_held(&dir.controller_lock()).unwrap_or(false) {
+        let error =
+            anyhow::anyhow!("nobody serves here, so nothing can be asked of what is applied");
+        return Err(Failure::new(error)
+            .hint("leave `berth serve` or `berth up` running, and apply from another terminal"));
+    }
+    let code = apply(state, &dir, &mut journal, args)?;
+    if code != ExitCode::SUCCESS {
+        return Ok(code);
+    }
+    proved(&dir, &mut journal, before, args.duration)
+}
+
+/// Proves what has just come into force; it goes back where that fails.
+fn proved(
+    dir: &StateDir,
+    journal: &mut Journal,
+    before: Option<Plan>,
+    duration: u64,
+) -> Result<ExitCode, Failure> {
+    let (report, page) = prove::prove(dir, &ProveArgs::of(duration))?;
+    output::data(&output::proof(&report));
+    output::talk(&format!("report: {}", page.display()));
+    if report.verdict.result == Judgement::Fail {
+        let Some(before) = before.filter(|plan| !plan.instances.is_empty()) else {
+            output::talk("nothing was in force before it: it stays (`berth down` stops it)");
+            return Ok(ExitCode::FAILURE);
+        };
+        output::talk("going back to the plan before");
+        rollback::bring_back(journal, before)?;
+        carry_out(dir, journal)?;
+    }
+    Ok(prove::code(report.verdict.result))
+}
+
+fn apply(
+    state: &Path,
+    dir: &StateDir,
+    journal: &mut Journal,
+    args: &ApplyArgs,
+) -> Result<ExitCode, Failure> {
     if args.advised {
-        return advised(&dir, journal, args.plan.json);
+        return advised(dir, journal, args.plan.json);
     }
     let args = &args.plan;
     // Before it is planned: what is written into it from now on was not asked for.
     let asked = advise::asked(args)?;
-    let planned = prepare::plan(state, args, None, &journal)?;
+    let planned = prepare::plan(state, args, None, journal)?;
     if planned.report.verdict == PlanVerdict::Impossible {
         plan::show(&planned, args.json)?;
         return Ok(plan::exit_code(&planned));
@@ -33,19 +80,19 @@ pub(crate) fn run(state: &Path, args: &ApplyArgs) -> Result<ExitCode, Failure> {
     output::talk(&output::changes(&planned.plan, before.as_ref()));
     journal.commit(&planned.plan, Some(&planned.report), now_ms())?;
     journal.set_asked(&asked)?;
-    finish(&dir, &journal, args.json)
+    finish(dir, journal, args.json)
 }
 
 /// Brings into force what berth advises, if it still fits.
-fn advised(dir: &StateDir, mut journal: Journal, is_json: bool) -> Result<ExitCode, Failure> {
+fn advised(dir: &StateDir, journal: &mut Journal, is_json: bool) -> Result<ExitCode, Failure> {
     let Some(advice) = journal.advice()? else {
         return Err(Failure::new(anyhow::anyhow!("nothing is advised for the plan in force"))
             .hint("`berth status` shows what is, while `berth up` or `berth serve` runs"));
     };
     let before = journal.current()?.map(|journalled| journalled.plan);
     output::talk(&output::changes(&advice.plan, before.as_ref()));
-    take_advice(&mut journal, advice)?;
-    finish(dir, &journal, is_json)
+    take_advice(journal, advice)?;
+    finish(dir, journal, is_json)
 }
 
 /// Brings what is advised into force, if it still fits.

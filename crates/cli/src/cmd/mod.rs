@@ -9,6 +9,7 @@ pub(crate) mod emit;
 pub(crate) mod explain;
 pub(crate) mod fit;
 pub(crate) mod gateway;
+pub(crate) mod init;
 pub(crate) mod key;
 pub(crate) mod plan;
 pub(crate) mod prove;

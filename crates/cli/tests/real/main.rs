@@ -12,5 +12,6 @@ mod failures;
 mod gateway;
 mod harness;
 mod memory;
+mod proof;
 mod ray;
 mod serving;
