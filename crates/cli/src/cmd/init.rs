@@ -12,7 +12,7 @@ use berth_core::memory::vllm::{self, Gpu};
 use berth_core::spec::{RaySpec, Spec};
 use berth_core::units::Bytes;
 use berth_engines::source::{Hub, transformer};
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 use crate::args::InitArgs;
 use crate::failure::Failure;
@@ -24,6 +24,8 @@ const USUAL_RAY: &str = "http://127.0.0.1:8265";
 const LONGEST: u64 = 8192;
 /// Ways to spread a model that are tried, the fewest GPUs first.
 const SPREADS: [u64; 4] = [1, 2, 4, 8];
+/// Sequences at once where vLLM's own number of them leaves no room.
+const FEWER: u64 = 64;
 /// Of a machine's memory a first spec lets models have so much.
 const SHARE: f64 = 0.8;
 
@@ -88,17 +90,12 @@ fn of_ray(address: &str, inventory: &Inventory, args: &InitArgs) -> Result<Strin
     );
     let gpus = largest(inventory);
     for source in &args.model {
-        let spread = spread(source, &gpus)?;
-        _ = write!(
-            text,
-            "\n{}engine = \"vllm\"\n\n[models.{}.flags]\n",
-            head(source),
-            name(source)
-        );
-        if spread > 1 {
-            _ = writeln!(text, "tensor_parallel_size = {spread}");
+        let section =
+            format!("\n{}engine = \"vllm\"\n\n[models.{}.flags]\n", head(source), name(source));
+        text.push_str(&section);
+        for (flag, value) in flags(source, &gpus)? {
+            _ = writeln!(text, "{flag} = {value}");
         }
-        _ = writeln!(text, "max_model_len = {LONGEST}");
     }
     if args.model.is_empty() {
         text.push_str(
@@ -165,16 +162,29 @@ fn largest(inventory: &Inventory) -> Vec<Gpu> {
     inventory.nodes.iter().map(gpus).max_by_key(Vec::len).unwrap_or_default()
 }
 
-/// The fewest GPUs that a model starts on.
-fn spread(source: &str, gpus: &[Gpu]) -> Result<u64, Failure> {
+/// The flags with which a model starts on the fewest GPUs, as reckoned.
+fn flags(source: &str, gpus: &[Gpu]) -> Result<Map<String, Value>, Failure> {
     let model = transformer(source, &Hub::from_env()).map_err(Failure::from)?.transformer;
     let engine = vllm::Engine::of_version("0.26.0");
-    let starts = |ranks: &u64| {
-        let args = json!({ "tensor_parallel_size": ranks, "max_model_len": LONGEST });
-        let here = gpus.get(..*ranks as usize);
+    // The sampler's state for vLLM's own number of sequences may be what doesn't fit.
+    let mut ways =
+        SPREADS.into_iter().flat_map(|ranks| [None, Some(FEWER)].map(|most| (ranks, most)));
+    let flags_of = |(ranks, most): (u64, Option<u64>)| {
+        let mut flags = Map::new();
+        if ranks > 1 {
+            flags.insert("tensor_parallel_size".to_owned(), json!(ranks));
+        }
+        flags.insert("max_model_len".to_owned(), json!(LONGEST));
+        if let Some(most) = most {
+            flags.insert("max_num_seqs".to_owned(), json!(most));
+        }
+        flags
+    };
+    let starts = |way: &(u64, Option<u64>)| {
+        let (args, here) = (Value::Object(flags_of(*way)), gpus.get(..way.0 as usize));
         here.is_some_and(|here| vllm::fit(&model, &args, here, &engine).verdict.is_ready())
     };
-    SPREADS.into_iter().find(starts).ok_or_else(|| {
+    ways.find(starts).map(flags_of).ok_or_else(|| {
         let error = anyhow::anyhow!("{source} starts on no 1, 2, 4 or 8 GPUs of one of these nodes");
         Failure::does_not_fit(error).hint(format!(
             "`berth fit {source} --gpu KIND --gpus N --find layout` says what would: quantised, or pipelined"
