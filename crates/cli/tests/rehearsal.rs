@@ -304,8 +304,7 @@ fn a_first_spec_is_written() {
     let (code, text) = rehearsal.run(&[&init[..], &["--model", "medgemma-27b"]].concat());
     assert_eq!(code, 0, "{text}");
     let written = std::fs::read_to_string(file).unwrap();
-    for says in ["4 x A10 of", "tensor_parallel_size = 4", "[models.medgemma-27b]", &address]
-    {
+    for says in ["4 x A10 of", "tensor_parallel_size = 4", "[models.medgemma-27b]", &address] {
         assert!(written.contains(says), "{written}\n\ndoes not say {says}");
     }
     let (code, text) = rehearsal.run(&init);
