@@ -124,7 +124,7 @@ fn start_of(
 }
 
 /// The words that memory depends on.
-fn own_flags(args: &[String]) -> Vec<String> {
+pub(crate) fn own_flags(args: &[String]) -> Vec<String> {
     let mut flags = Vec::new();
     let mut words = args.iter().skip(2);
     while let Some(word) = words.next() {

@@ -290,6 +290,28 @@ fn engines_fail_as_real_ones_do() {
     assert!(!set("nonsense"));
 }
 
+/// Everything asked at once on a cluster: berth's own parts hold, and the report says that no figure is a measurement.
+#[test]
+fn a_cluster_is_proved() {
+    let spec = "[[cluster.nodes]]\nnames = \"n[0-1]\"\ngpu = \"A10\"\n\
+                [models.small]\nsource = \"gemma-3-4b\"\nengine = \"vllm\"\nreplicas = 2\n\
+                flags = { max_model_len = 4096, max_num_seqs = 16, enforce_eager = true }\n";
+    let rehearsal = Rehearsal::start(spec, &[]);
+    let (code, text) = rehearsal.run(&["prove", "--duration", "5", "--rate", "10", "--json"]);
+    // Late on a busy machine, it says that it can't tell.
+    assert!(matches!(code, 0 | 4), "{text}");
+    let json = text.find('{').and_then(|at| text.rfind('}').map(|end| &text[at..=end]));
+    let report: Value = serde_json::from_str(json.unwrap()).unwrap();
+    assert_eq!((&report["emulated"], &report["version"]), (&json!(true), &json!(1)));
+    let phases = report["summary"]["phases"].as_array().unwrap();
+    assert_eq!(phases.len(), 4);
+    for phase in phases {
+        assert_eq!(phase["all"]["requests"], phase["all"]["ok"], "{phase}");
+    }
+    let devices = report["memory"]["devices"].as_array().unwrap();
+    assert!(devices.len() == 2 && devices.iter().all(|one| one["least_free_bytes"].is_u64()));
+}
+
 /// A first spec, from what a cluster has; it is one that berth reads.
 #[test]
 fn a_first_spec_is_written() {

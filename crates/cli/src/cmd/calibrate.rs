@@ -16,7 +16,7 @@ use crate::args::CalibrateArgs;
 use crate::failure::Failure;
 use crate::output;
 
-mod load;
+pub(crate) mod load;
 
 /// Where a person's own calibration is kept.
 fn path(state: &Path) -> PathBuf {

@@ -4,8 +4,10 @@ use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
 
-use berth_core::memory::vllm::Engine;
+use berth_core::gpu::GpuKind;
 use berth_core::memory::vllm::tenancy::Sharing;
+use berth_core::memory::vllm::{Engine, Gpu};
+use berth_core::perf::Constants;
 use berth_core::perf::fit::{LEAST, Point, fit};
 use berth_core::placement::gpus::{pace, prepare};
 use berth_core::placement::{Found, LocatedModel};
@@ -13,6 +15,8 @@ use berth_core::spec::Spec;
 use berth_engines::source::{Hub, transformer};
 
 use super::{speeds, speeds_path, with_builtin, write};
+use serde_json::Value;
+
 use crate::args::CalibrateArgs;
 use crate::failure::Failure;
 use crate::output;
@@ -23,12 +27,63 @@ const FORM: &str = "a line for each, as in {\"batch\": 8, \"prompt_tokens\": 100
 pub(super) fn run(state: &Path, file: &Path, args: &CalibrateArgs) -> Result<ExitCode, Failure> {
     let points = read(file)?;
     let gpu = super::super::fit::gpu(&args.gpu)?;
+    let flags = super::super::fit::flags(&args.flags)?;
+    let (kind, constants) = constants(state, &points, &args.model, gpu, &flags)?;
+    output::data(&in_words(kind, &constants));
+    if args.dry_run {
+        output::talk("nothing changed (--dry-run)");
+        return Ok(ExitCode::SUCCESS);
+    }
+    put(state, kind, constants)?;
+    output::talk(&format!("kept in {}", speeds_path(state).display()));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Takes points of a model on a kind of GPU into what plans go by; says what was found.
+pub(crate) fn keep(
+    state: &Path,
+    points: &[Point],
+    model: &str,
+    gpu: Gpu,
+    flags: &Value,
+) -> Result<String, Failure> {
+    let (kind, constants) = constants(state, points, model, gpu, flags)?;
+    put(state, kind, constants)?;
+    Ok(in_words(kind, &constants))
+}
+
+fn put(state: &Path, kind: &GpuKind, constants: Constants) -> Result<(), Failure> {
+    let mut speeds = speeds(state)?;
+    speeds.set(kind, constants);
+    write(&speeds_path(state), &speeds)
+}
+
+fn in_words(kind: &GpuKind, constants: &Constants) -> String {
+    format!(
+        "{}: {:.0} % of the bandwidth, {:.0} % of the arithmetic, {:.1} ms a step, {:.0} us an \
+         all-reduce; nine of ten points within {:.0} %",
+        kind.name,
+        constants.bandwidth * 100.0,
+        constants.arithmetic * 100.0,
+        constants.step * 1e3,
+        constants.all_reduce * 1e6,
+        constants.band * 100.0
+    )
+}
+
+/// What fits the points of a model that is started with these flags.
+fn constants(
+    state: &Path,
+    points: &[Point],
+    model: &str,
+    gpu: Gpu,
+    flags: &Value,
+) -> Result<(&'static GpuKind, Constants), Failure> {
     let Some(kind) = gpu.kind else {
         return Err(Failure::bad_spec(anyhow::anyhow!("speeds are kept by kind of GPU"))
             .hint("name a kind with --gpu, as in --gpu A10"));
     };
-    let flags = super::super::fit::flags(&args.flags)?;
-    let model = transformer(&args.model, &Hub::from_env())?;
+    let model = transformer(model, &Hub::from_env())?;
     // A spec of one model, so that it is read as it will be planned.
     let all = flags.as_object().into_iter().flatten();
     let inline: Vec<String> = all.map(|(name, value)| format!("{name} = {value}")).collect();
@@ -54,28 +109,10 @@ pub(super) fn run(state: &Path, file: &Path, args: &CalibrateArgs) -> Result<Exi
         .hint("give the flags that it was started with after `--`"));
     }
     let workload = pace::workload(&started, &wanted, kind, 1.0);
-    let constants = fit(&workload, &points).map_err(|error| {
+    let constants = fit(&workload, points).map_err(|error| {
         Failure::bad_spec(error).hint(format!("at least {LEAST} points: {FORM}"))
     })?;
-    output::data(&format!(
-        "{}: {:.0} % of the bandwidth, {:.0} % of the arithmetic, {:.1} ms a step, {:.0} us an \
-         all-reduce; nine of ten points within {:.0} %",
-        kind.name,
-        constants.bandwidth * 100.0,
-        constants.arithmetic * 100.0,
-        constants.step * 1e3,
-        constants.all_reduce * 1e6,
-        constants.band * 100.0
-    ));
-    if args.dry_run {
-        output::talk("nothing changed (--dry-run)");
-        return Ok(ExitCode::SUCCESS);
-    }
-    let mut speeds = speeds(state)?;
-    speeds.set(kind, constants);
-    write(&speeds_path(state), &speeds)?;
-    output::talk(&format!("kept in {}", speeds_path(state).display()));
-    Ok(ExitCode::SUCCESS)
+    Ok((kind, constants))
 }
 
 fn read(file: &Path) -> Result<Vec<Point>, Failure> {

@@ -3,10 +3,12 @@
 //! - [`models`]: what each model can be asked
 //! - [`phases`]: what is asked when
 //! - [`memory`]: what memory did meanwhile
+//! - [`speed`]: what it says of how fast the engines are
 
 mod memory;
 mod models;
 mod phases;
+mod speed;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -100,6 +102,7 @@ pub(crate) fn prove(
         memory,
     };
     let page = proofs::keep(dir, &report)?;
+    speed::learn(dir, &journal, &plan, &records);
     Ok((report, page))
 }
 
