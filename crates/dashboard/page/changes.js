@@ -38,7 +38,7 @@ export function changes(root) {
     if (isGone) return;
     redraw(parts.state);
     redrawIf(parts.advice, found.advice, () => advice(found.advice, load));
-    redrawIf(parts.wanted, [found.difference, found.problem, found.strategies, now.status?.strategy], () =>
+    redrawIf(parts.wanted, [found.difference, found.problem, found.strategies, found.spec_digest, now.status?.strategy], () =>
       wanted(found, load),
     );
     redrawIf(parts.history, [found.plans, found.in_force], () => history(found, load));
@@ -154,14 +154,14 @@ function adjustments({ changes }) {
 const DIFFERENCE = { "+": "starts", "-": "stops", "~": "restarts" };
 
 // What the spec file says now, against what is in force.
-function wanted({ difference, problem, strategies }, load) {
+function wanted({ difference, problem, strategies, spec_digest }, load) {
   const choice = h(
     "select",
     { id: "strategy", "data-key": "strategy" },
     h("option", { value: "" }, t("as written")),
     strategies.map((name) => h("option", { value: name, selected: name === now.status?.strategy }, name)),
   );
-  const apply = () => askToApply(choice.value || null, difference, load);
+  const apply = () => askToApply({ strategy: choice.value || null, spec: spec_digest, difference }, load);
   return [
     h("h2", t("spec file")),
     problem && failure({ message: problem.error, hint: problem.hint }),
@@ -181,7 +181,8 @@ function wanted({ difference, problem, strategies }, load) {
   ];
 }
 
-function askToApply(strategy, difference, load) {
+// The server refuses where the file says something else by then.
+function askToApply({ strategy, spec, difference }, load) {
   const isInForce = strategy === (now.status?.strategy ?? null);
   confirm({
     title: t("ask apply", { name: strategy ?? t("as written") }),
@@ -198,7 +199,7 @@ function askToApply(strategy, difference, load) {
         ),
     action: t("apply"),
     run: async () => {
-      await post("/api/apply", { strategy });
+      await post("/api/apply", { strategy, spec });
       load();
     },
   });

@@ -118,10 +118,11 @@ async fn report(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> 
 #[derive(Deserialize)]
 struct Apply {
     strategy: Option<String>,
+    spec: Option<String>,
 }
 
 async fn apply(State(shared): State<Arc<Shared>>, Json(asked): Json<Apply>) -> Response {
-    act(shared, Act::Apply { strategy: asked.strategy }).await
+    act(shared, Act::Apply { strategy: asked.strategy, spec: asked.spec }).await
 }
 
 #[derive(Deserialize)]

@@ -28,6 +28,8 @@ pub enum Act {
     Apply {
         /// Its name.
         strategy: Option<String>,
+        /// The digest of the spec's text, as it was shown.
+        spec: Option<String>,
     },
     /// Takes what is advised, or wants to hear no more of it.
     Advice {

@@ -108,7 +108,7 @@ fn this_machine_alone_is_answered_without_a_password() {
     assert!(matches!(
         done.as_slice(),
         [
-            Act::Apply { strategy: None },
+            Act::Apply { strategy: None, .. },
             Act::RollBack { seq: 7 },
             Act::Advice { approve: true, .. }
         ]

@@ -89,6 +89,16 @@ impl Record {
         self.outcome == Outcome::Ok
     }
 
+    /// The same in a run that began earlier by so much: of runs that follow each other.
+    #[must_use]
+    pub fn later_by(mut self, earlier: Duration) -> Self {
+        let Marks { intended, sent, first, last, end, .. } = &mut self.marks;
+        for mark in [intended, sent, end].into_iter().chain(first).chain(last) {
+            *mark += earlier;
+        }
+        self
+    }
+
     /// From due to the first text.
     pub fn ttft_ms(&self) -> Option<f64> {
         Some(between_ms(self.marks.intended, self.marks.first?))

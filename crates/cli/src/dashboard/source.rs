@@ -102,6 +102,7 @@ impl OfState {
             "difference": difference,
             "problem": problem,
             "advice": journal.advice()?,
+            "spec_digest": text(&journal)?,
             "strategies": strategies,
         }))
     }
@@ -114,9 +115,8 @@ impl OfState {
                 return Ok((json!([]), json!({ "error": error, "hint": hint })));
             }
         };
-        let text = std::fs::read_to_string(&args.file).ok().map(|text| Digest::of(&text));
         // What others hold changes by itself: now and then it is planned anew.
-        let key = (journal.current_seq()?, text, now_ms() / DIFFERENCE_MS);
+        let key = (journal.current_seq()?, text(journal)?, now_ms() / DIFFERENCE_MS);
         let mut known = self.difference.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, both)) = known.as_ref().filter(|(of, _)| *of == key) {
             return Ok(both.clone());
@@ -131,11 +131,17 @@ impl OfState {
         Ok(both)
     }
 
-    fn apply(&self, strategy: Option<&str>) -> Result<(), Refusal> {
+    fn apply(&self, strategy: Option<&str>, shown: Option<&str>) -> Result<(), Refusal> {
         let mut journal = self.journal().map_err(refusal)?;
         let mut args = self.asked(&journal).map_err(refusal)?;
         args.strategy = strategy.map(str::to_owned);
         let asked = advise::asked(&args).map_err(refusal)?;
+        if shown.is_some_and(|shown| shown != asked.text.as_str()) {
+            return Err(conflict(
+                "the spec says something else by now",
+                "look at what it would change",
+            ));
+        }
         let listen = listen(&journal).map_err(refusal)?;
         let planned = prepare::plan(self.dir.root(), &args, listen, &journal).map_err(refusal)?;
         if planned.report.verdict == PlanVerdict::Impossible {
@@ -206,11 +212,17 @@ impl Source for OfState {
 
     fn act(&self, act: &Act) -> Result<(), Refusal> {
         match act {
-            Act::Apply { strategy } => self.apply(strategy.as_deref()),
+            Act::Apply { strategy, spec } => self.apply(strategy.as_deref(), spec.as_deref()),
             Act::Advice { digest, approve } => self.advice(digest.as_deref(), *approve),
             Act::RollBack { seq } => self.roll_back(*seq),
         }
     }
+}
+
+/// The digest of the spec's text as it is.
+fn text(journal: &Journal) -> Result<Option<Digest>, Failure> {
+    let Some(asked) = journal.asked()? else { return Ok(None) };
+    Ok(std::fs::read_to_string(&asked.file).ok().map(|text| Digest::of(&text)))
 }
 
 /// What the spec would change, a line each.

@@ -177,6 +177,7 @@ async fn load(
     }
     let mut watched = Watched::new(plan, journal.state_id()?);
     let sending = async {
+        let begun = std::time::Instant::now();
         let worst = phases::overload(&all, args.seed);
         let mut notes: Vec<PhaseNote> = worst.iter().map(PhaseNote::of).collect();
         let mut records = send(target, worst).await?;
@@ -195,7 +196,9 @@ async fn load(
         };
         let steady = steady.phase(&all, rate);
         notes.push(PhaseNote::of(&steady));
-        records.extend(send(target, vec![steady]).await?);
+        let later = begun.elapsed();
+        let then = send(target, vec![steady]).await?;
+        records.extend(then.into_iter().map(|record| record.later_by(later)));
         Ok::<_, Failure>((notes, records))
     };
     let (asked, records) = tokio::select! {
