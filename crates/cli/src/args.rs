@@ -333,7 +333,7 @@ pub(crate) struct ProveArgs {
     pub(crate) duration: u64,
     /// Its requests a second of each model [default: the spec's demand, else half of what the models were seen to be
     /// good for]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = positive)]
     pub(crate) rate: Option<f64>,
     /// A request meets its target where its first token comes within so many milliseconds...
     #[arg(long, value_name = "MS")]
@@ -350,12 +350,19 @@ pub(crate) struct ProveArgs {
     /// When the steady load's requests are sent: seconds, a line each, or lines of JSON with "timestamp"
     #[arg(long, value_name = "FILE", conflicts_with = "rate")]
     pub(crate) trace: Option<PathBuf>,
-    /// The same load again
-    #[arg(long, value_name = "N", default_value = "1")]
-    pub(crate) seed: u64,
+    /// The same load as with this number before, whose prompts engines may remember [default: another each time]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(..1 << 48))]
+    pub(crate) seed: Option<u64>,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    let number: Option<f64> = text.parse().ok();
+    number
+        .filter(|number| number.is_finite() && *number > 0.0)
+        .ok_or_else(|| "write a number above zero, as in 0.5".to_owned())
 }
 
 impl ProveArgs {
@@ -363,7 +370,7 @@ impl ProveArgs {
     pub(crate) fn of(duration: u64) -> Self {
         let (rate, ttft, itl, e2e) = (None, None, None, None);
         let (dataset, trace) = (None, None);
-        Self { duration, rate, ttft, itl, e2e, dataset, trace, seed: 1, json: false }
+        Self { duration, rate, ttft, itl, e2e, dataset, trace, seed: None, json: false }
     }
 }
 

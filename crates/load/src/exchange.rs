@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::Incoming;
-use hyper::header::RETRY_AFTER;
 use hyper::{Response, StatusCode};
 use tokio::time::Instant;
 
@@ -110,11 +109,10 @@ impl Answer {
         response: Response<Incoming>,
     ) -> End {
         let status = response.status();
-        let may_retry = response.headers().contains_key(RETRY_AFTER);
         let mut body = response.into_body();
         if status != StatusCode::OK {
             let said = read_error(&mut connection, &mut body).await;
-            return (refused(status, may_retry, &said), Some(detail(&said)));
+            return (refused(status, &said), Some(detail(&said)));
         }
         match self.stream(wire, &mut connection, &mut body).await {
             Ok(()) => {
@@ -125,7 +123,7 @@ impl Answer {
                 }
                 (Outcome::Ok, None)
             }
-            Err(said) if is_queue_full(said.as_bytes()) => (Outcome::Refused, Some(said)),
+            Err(said) if is_overload(said.as_bytes()) => (Outcome::Refused, Some(said)),
             Err(said) => (Outcome::Broken, Some(said)),
         }
     }
@@ -205,17 +203,17 @@ async fn read_error(connection: &mut Connection, body: &mut Incoming) -> Vec<u8>
     said
 }
 
-fn refused(status: StatusCode, may_retry: bool, said: &[u8]) -> Outcome {
-    let is_overload =
-        matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
-    match is_overload && (may_retry || is_queue_full(said)) {
+fn refused(status: StatusCode, said: &[u8]) -> Outcome {
+    match is_overload(said) {
         true => Outcome::Refused,
         false => Outcome::Status(status.as_u16()),
     }
 }
 
-fn is_queue_full(said: &[u8]) -> bool {
-    memchr::memmem::find(said, b"\"queue_full\"").is_some()
+/// Overload is what a gateway says it is: for an engine that isn't there it answers with the same status.
+fn is_overload(said: &[u8]) -> bool {
+    let mut codes = ["\"queue_full\"", "\"queue_timeout\""].into_iter();
+    codes.any(|code| memchr::memmem::find(said, code.as_bytes()).is_some())
 }
 
 fn unconnected(error: &io::Error) -> Outcome {

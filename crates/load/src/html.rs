@@ -120,8 +120,11 @@ fn table(title: &str, headers: &[&str], rows: &[Vec<String>]) -> String {
     out
 }
 
+/// Of the load that goes on for long, where there is one: what queues under overload is no latency.
 fn latencies(summary: &Summary) -> String {
-    let of = |title, spread: fn(&Measures) -> Option<Spread>| bars(title, &summary.models, spread);
+    let steady = summary.phases.iter().find(|phase| !phase.is_overload);
+    let models = steady.map_or(&summary.models, |phase| &phase.models);
+    let of = |title, spread: fn(&Measures) -> Option<Spread>| bars(title, models, spread);
     [
         of("To the first token, ms", |measures| measures.latencies.ttft_ms),
         of("Between tokens, ms", |measures| measures.latencies.itl_ms),

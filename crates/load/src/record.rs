@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 pub enum Outcome {
     /// With a whole answer.
     Ok,
-    /// The server had too much to do and said so (429 or 503 with `retry-after`, or `queue_full`).
+    /// The server had too much to do and said so (`queue_full`, `queue_timeout`).
     Refused,
     /// There was no connection.
     Connect,

@@ -118,7 +118,8 @@ fn of_phase(phase: &PhaseSummary) -> Vec<Reason> {
             let name = &phase.name;
             let text =
                 format!("{model} refused {refused} of {all} requests for overload in {name}");
-            Reason::new(Weight::Note, text)
+            let weight = if phase.is_overload { Weight::Note } else { Weight::LeavesOpen };
+            Reason::new(weight, text)
         });
         let errors = measures.errors.iter().map(|error| of_error(phase, model, error, all));
         errors.chain(refused).collect::<Vec<_>>()
@@ -192,10 +193,18 @@ fn own_delays(summary: &Summary, limits: &Limits) -> Vec<Reason> {
 /// Whether enough was answered to say anything.
 fn counts(summary: &Summary, limits: &Limits) -> Vec<Reason> {
     let least = limits.least_requests;
-    let few = summary.models.iter().filter(|one| one.measures.ok < least).map(|one| {
-        let (ok, model) = (one.measures.ok, &one.model);
-        let text = format!("only {ok} requests to {model} were answered (limit {least})");
-        Reason::new(Weight::LeavesOpen, text)
+    // What is asked of queues that overflow says nothing of how it goes on for long.
+    let answered = |model: &str| -> u64 {
+        let steady = summary.phases.iter().filter(|phase| !phase.is_overload);
+        let of = steady.flat_map(|phase| &phase.models).filter(|one| one.model == *model);
+        of.map(|one| one.measures.ok).sum()
+    };
+    let few = summary.models.iter().filter_map(|one| {
+        let (ok, model) = (answered(&one.model), &one.model);
+        let text = || {
+            format!("only {ok} requests to {model} were answered in steady load (limit {least})")
+        };
+        (ok < least).then(|| Reason::new(Weight::LeavesOpen, text()))
     });
     let none = summary
         .models

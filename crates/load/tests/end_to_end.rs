@@ -83,7 +83,7 @@ const ENDINGS: [(&str, Outcome, &str, u32); 11] = [
     ("whole", Outcome::Ok, "", TOKENS),
     ("locked", Outcome::Ok, "", TOKENS),
     ("wrong", Outcome::Status(500), "boom", 0),
-    ("full", Outcome::Refused, "error", 0),
+    ("full", Outcome::Status(503), "error", 0),
     ("queued", Outcome::Refused, "queue_full", 0),
     ("loading", Outcome::Status(503), "Loading model", 0),
     ("cut", Outcome::Broken, "the connection broke", 3),

@@ -8,8 +8,8 @@ use berth_cluster::local::{StateDir, lock};
 use berth_control::clock::now_ms;
 use berth_control::journal::Advice;
 use berth_control::{InstanceState, InstanceStatus, Journal, Status};
-use berth_core::Plan;
 use berth_core::report::PlanVerdict;
+use berth_core::{Digest, Plan};
 use berth_load::verdict::Judgement;
 
 use super::{plan, prove, rollback, status};
@@ -44,7 +44,12 @@ fn proved(
     before: Option<Plan>,
     duration: u64,
 ) -> Result<ExitCode, Failure> {
-    let (report, page) = prove::prove(dir, &ProveArgs::of(duration))?;
+    let proved = prove::prove(dir, &ProveArgs::of(duration));
+    let (report, page) = proved.inspect_err(|_| {
+        output::talk(
+            "it is in force, and not proved (`berth rollback` brings back what was before):",
+        );
+    })?;
     output::data(&output::proof(&report));
     output::talk(&format!("report: {}", page.display()));
     if report.verdict.result == Judgement::Fail {
@@ -52,9 +57,22 @@ fn proved(
             output::talk("nothing was in force before it: it stays (`berth down` stops it)");
             return Ok(ExitCode::FAILURE);
         };
+        let current = journal.current()?.map(|journalled| journalled.plan.digest());
+        if current.as_ref().map(Digest::as_str) != Some(report.plan_digest.as_str()) {
+            output::talk("another plan came into force meanwhile: that one stays");
+            return Ok(ExitCode::FAILURE);
+        }
+        if current == Some(before.digest()) {
+            output::talk("it is what was in force before: it stays");
+            return Ok(ExitCode::FAILURE);
+        }
         output::talk("going back to the plan before");
         rollback::bring_back(journal, before)?;
-        carry_out(dir, journal)?;
+        let back = carry_out(dir, journal)?;
+        match outcome(&back.instances) == ExitCode::SUCCESS {
+            true => output::talk("what was before is in force again"),
+            false => output::data(&output::status(&back)),
+        }
     }
     Ok(prove::code(report.verdict.result))
 }

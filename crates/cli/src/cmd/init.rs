@@ -88,12 +88,11 @@ fn of_ray(address: &str, inventory: &Inventory, args: &InitArgs) -> Result<Strin
          # name_label = \"machine\"\n\n\
          [engines.vllm]\n# As `vllm --version` says it on the nodes.\nversion = \"0.26.0\"\n"
     );
-    let gpus = largest(inventory);
-    for source in &args.model {
-        let section =
-            format!("\n{}engine = \"vllm\"\n\n[models.{}.flags]\n", head(source), name(source));
-        text.push_str(&section);
-        for (flag, value) in flags(source, &gpus)? {
+    let nodes = distinct(inventory);
+    for (source, name) in named(&args.model) {
+        let head = head(source, &name);
+        _ = write!(text, "\n{head}engine = \"vllm\"\n\n[models.{name}.flags]\n");
+        for (flag, value) in flags(source, &nodes)? {
             _ = writeln!(text, "{flag} = {value}");
         }
     }
@@ -117,8 +116,8 @@ fn of_machine(inventory: &Inventory, args: &InitArgs) -> String {
          [cluster]\n# Of {free} that nobody else holds.\nhost_budget = \"{budget} MiB\"\n\n\
          [engines.llama_server]\n# A path, or a name that is in PATH.\nbinary = \"llama-server\"\n"
     );
-    for source in &args.model {
-        _ = write!(text, "\n{}\n[models.{}.flags]\nctx-size = 4096\n", head(source), name(source));
+    for (source, name) in named(&args.model) {
+        _ = write!(text, "\n{}\n[models.{name}.flags]\nctx-size = 4096\n", head(source, &name));
     }
     if args.model.is_empty() {
         text.push_str(
@@ -129,8 +128,20 @@ fn of_machine(inventory: &Inventory, args: &InitArgs) -> String {
     text
 }
 
-fn head(source: &str) -> String {
-    format!("[models.{}]\nsource = {}\n", name(source), json!(source))
+fn head(source: &str, name: &str) -> String {
+    format!("[models.{name}]\nsource = {}\n", json!(source))
+}
+
+/// Models with what clients may call them; one that is called as another before it is numbered.
+fn named(sources: &[String]) -> Vec<(&str, String)> {
+    let mut all: Vec<(&str, String)> = Vec::new();
+    for source in sources {
+        let name = name(source);
+        let same = all.iter().filter(|(known, _)| self::name(known) == name).count();
+        let name = if same == 0 { name } else { format!("{name}-{}", same + 1) };
+        all.push((source, name));
+    }
+    all
 }
 
 /// What clients may call a model: the last part of its source, in letters that a name may have.
@@ -153,17 +164,22 @@ fn gpus_in_words(node: &Node) -> String {
     format!("{} x {kind} of {}, up to {used} in use on one", gpus.len(), first.total)
 }
 
-/// The GPUs of the node with most of them, as if they were empty.
-fn largest(inventory: &Inventory) -> Vec<Gpu> {
-    let gpus = |node: &Node| -> Vec<Gpu> {
+/// The GPUs of each kind of node, as if they were empty.
+fn distinct(inventory: &Inventory) -> Vec<Vec<Gpu>> {
+    let mut kinds: Vec<Vec<Gpu>> = Vec::new();
+    for node in &inventory.nodes {
         let devices = node.devices.iter().filter(|device| device.is_gpu());
-        devices.filter_map(Gpu::of_device).map(|gpu| gpu.with_others(Bytes::ZERO)).collect()
-    };
-    inventory.nodes.iter().map(gpus).max_by_key(Vec::len).unwrap_or_default()
+        let gpus: Vec<Gpu> =
+            devices.filter_map(Gpu::of_device).map(|gpu| gpu.with_others(Bytes::ZERO)).collect();
+        if !kinds.contains(&gpus) {
+            kinds.push(gpus);
+        }
+    }
+    kinds
 }
 
 /// The flags with which a model starts on the fewest GPUs, as reckoned.
-fn flags(source: &str, gpus: &[Gpu]) -> Result<Map<String, Value>, Failure> {
+fn flags(source: &str, nodes: &[Vec<Gpu>]) -> Result<Map<String, Value>, Failure> {
     let model = transformer(source, &Hub::from_env()).map_err(Failure::from)?.transformer;
     let engine = vllm::Engine::of_version("0.26.0");
     // The sampler's state for vLLM's own number of sequences may be what doesn't fit.
@@ -174,15 +190,16 @@ fn flags(source: &str, gpus: &[Gpu]) -> Result<Map<String, Value>, Failure> {
         if ranks > 1 {
             flags.insert("tensor_parallel_size".to_owned(), json!(ranks));
         }
-        flags.insert("max_model_len".to_owned(), json!(LONGEST));
+        flags.insert("max_model_len".to_owned(), json!(LONGEST.min(model.max_position)));
         if let Some(most) = most {
             flags.insert("max_num_seqs".to_owned(), json!(most));
         }
         flags
     };
     let starts = |way: &(u64, Option<u64>)| {
-        let (args, here) = (Value::Object(flags_of(*way)), gpus.get(..way.0 as usize));
-        here.is_some_and(|here| vllm::fit(&model, &args, here, &engine).verdict.is_ready())
+        let args = Value::Object(flags_of(*way));
+        let mut here = nodes.iter().filter_map(|gpus| gpus.get(..way.0 as usize));
+        here.any(|gpus| vllm::fit(&model, &args, gpus, &engine).verdict.is_ready())
     };
     ways.find(starts).map(flags_of).ok_or_else(|| {
         let error = anyhow::anyhow!("{source} starts on no 1, 2, 4 or 8 GPUs of one of these nodes");

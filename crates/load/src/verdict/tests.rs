@@ -71,6 +71,10 @@ fn aim(case: &mut Case, ttft_ms: f64) {
     case.limits.targets = BTreeMap::from([("smol".to_owned(), targets)]);
 }
 
+fn start_late(record: &mut Record) {
+    record.marks.first = record.marks.last;
+}
+
 /// A change, the verdict that it leads to, and what one of the reasons says.
 type Row = (&'static str, fn(&mut Case), Judgement, &'static str);
 
@@ -196,9 +200,9 @@ const ROWS: &[Row] = &[
         "1 of 1 requests to smol in burst were not answered in time",
     ),
     (
-        "refused",
+        "refused where no more was asked than can be served",
         |case| case.records[0].outcome = Outcome::Refused,
-        Pass,
+        Inconclusive,
         "smol refused 1 of 100 requests for overload in steady",
     ),
     (
@@ -217,10 +221,19 @@ const ROWS: &[Row] = &[
         "targets just met",
         |case| {
             aim(case, 100.0);
-            case.records[..5].iter_mut().for_each(|one| one.outcome = Outcome::Refused);
+            case.records[..5].iter_mut().for_each(start_late);
         },
         Pass,
         "95 of 100 requests to smol met its targets, 95 % (limit 95 %)",
+    ),
+    (
+        "targets just missed",
+        |case| {
+            aim(case, 100.0);
+            case.records[..6].iter_mut().for_each(start_late);
+        },
+        Fail,
+        "94 of 100 requests to smol met its targets, 94 % (limit 95 %)",
     ),
     (
         "targets missed",
@@ -231,14 +244,18 @@ const ROWS: &[Row] = &[
     (
         "targets under overload",
         |case| {
-            aim(case, 99.0);
-            case.records.iter_mut().for_each(|one| {
-                one.phase = "burst".into();
-                one.is_overload = true;
-            });
+            aim(case, 100.0);
+            case.records.extend((0..50).map(|_| record("burst", Outcome::Ok)));
+            case.records[100..].iter_mut().for_each(start_late);
         },
         Pass,
-        "smol-1 held",
+        "100 of 100 requests to smol met its targets, 100 % (limit 95 %)",
+    ),
+    (
+        "only overload",
+        |case| case.records = (0..100).map(|_| record("burst", Outcome::Ok)).collect(),
+        Inconclusive,
+        "only 0 requests to smol were answered in steady load (limit 20)",
     ),
     (
         "late with sending",
@@ -271,7 +288,7 @@ const ROWS: &[Row] = &[
         "few requests",
         |case| case.records.truncate(19),
         Inconclusive,
-        "only 19 requests to smol were answered (limit 20)",
+        "only 19 requests to smol were answered in steady load (limit 20)",
     ),
     (
         "no requests",

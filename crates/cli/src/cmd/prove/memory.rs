@@ -1,6 +1,6 @@
 //! What memory did meanwhile: the least that was free, the most that each instance held, who started anew.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use berth_control::clock::now_ms;
@@ -24,7 +24,10 @@ pub(super) struct Watched {
     plan: Plan,
     state_id: String,
     since_ms: u64,
+    /// Those that saw every device of the plan.
     looks: u32,
+    /// What could not be seen, in words.
+    missing: BTreeSet<String>,
     /// The least free and the least headroom of each device.
     least: BTreeMap<(String, DeviceId), (u64, i64)>,
     most_held: BTreeMap<InstanceId, u64>,
@@ -39,6 +42,7 @@ impl Watched {
             state_id,
             since_ms: now_ms(),
             looks: 0,
+            missing: BTreeSet::new(),
             least: BTreeMap::new(),
             most_held: BTreeMap::new(),
             put_off: BTreeMap::new(),
@@ -55,8 +59,21 @@ impl Watched {
         }
     }
 
+    /// Waits as long as what happens takes to be seen, and looks again.
+    pub(super) async fn look_once_more(&mut self) {
+        tokio::time::sleep(if self.plan.ray.is_some() { 2 * LOOK_AT_RAY } else { 2 * LOOK }).await;
+        let look = watch::look(&self.state_id, &self.plan).await;
+        self.add(&look);
+    }
+
     fn add(&mut self, look: &Look) {
-        self.looks += 1;
+        // On a cluster what can't be seen is told with each look.
+        if self.plan.ray.is_some() {
+            self.missing.extend(look.notes.iter().cloned());
+        }
+        let mut planned = self.plan.devices.iter().filter(|one| one.planned.0 > 0);
+        let sees_all = planned.all(|one| self.free(one, look).is_some());
+        self.looks += u32::from(sees_all);
         for planned in self.plan.devices.iter().filter(|one| one.planned.0 > 0) {
             let Some(free) = self.free(planned, look) else { continue };
             let key = (planned.node.clone(), planned.device.clone());
@@ -97,9 +114,7 @@ impl Watched {
         let deaths = journal.deaths(DEATHS)?;
         let restarts = |id: &InstanceId| {
             let is_one = |what: &serde_json::Value| {
-                what == "recovering"
-                    || what.get("failed").is_some()
-                    || what.get("rolled_back").is_some()
+                what == "recovering" || what.get("failed").is_some() || what == "rolled_back"
             };
             let of = events.iter().filter(|event| event.instance == *id && is_one(&event.what));
             of.filter(|event| event.at_ms >= self.since_ms).count() as u32
@@ -131,7 +146,7 @@ impl Watched {
             devices: used.map(device).collect(),
             instances: self.plan.instances.iter().map(instance).collect(),
             looks: self.looks,
-            missing: Vec::new(),
+            missing: self.missing.iter().cloned().collect(),
         })
     }
 }
@@ -147,7 +162,11 @@ fn held(plan: &Plan, instance: &PlannedInstance, look: &Look) -> Option<u64> {
         };
         match seen.held_by(&instance.id) {
             Some(held) => Some(held.0),
-            None if is_alone() => seen.used.map(|used| used.0),
+            // More than its plan may be anybody's.
+            None if is_alone() => {
+                let most = instance.bytes_on(&instance.node, device);
+                seen.used.filter(|used| *used <= most).map(|used| used.0)
+            }
             None => None,
         }
     };

@@ -14,9 +14,9 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use berth_cluster::local::StateDir;
-use berth_control::Journal;
+use berth_cluster::local::{StateDir, lock};
 use berth_control::clock::now_ms;
+use berth_control::{InstanceState, InstanceStatus, Journal};
 use berth_core::Plan;
 use berth_core::spec::Demand;
 use berth_load::dataset::Request;
@@ -29,6 +29,7 @@ use berth_load::verdict::{Judgement, Limits, MemorySeen, judge};
 use berth_load::{dataset, trace};
 
 use crate::args::ProveArgs;
+use crate::cmd::status;
 use crate::failure::Failure;
 use crate::{lifecycle, output, prepare, proofs};
 use memory::Watched;
@@ -38,8 +39,6 @@ use phases::{Steady, Texts, texts};
 const KEY: &str = "BERTH_API_KEY";
 /// Of what the engines were seen to do at most a steady load asks for so much.
 const SHARE: f64 = 0.5;
-/// The steady load's least: below it there is nothing to judge by.
-const LEAST_RATE: f64 = 0.2;
 
 pub(crate) fn run(state: &Path, args: &ProveArgs) -> Result<ExitCode, Failure> {
     let dir = prepare::state_dir(state)?;
@@ -67,17 +66,26 @@ pub(crate) fn prove(
     args: &ProveArgs,
 ) -> Result<(Report, std::path::PathBuf), Failure> {
     let journal = Journal::open(&dir.journal())?;
-    let plan = serving(&journal)?;
+    let plan = serving(dir, &journal)?;
+    if let Some(why) = unlike(dir, &journal)?.into_iter().next() {
+        return Err(Failure::new(anyhow::anyhow!("what runs is not what is planned: {why}"))
+            .hint("`berth status` says why; prove it once all is ready"));
+    }
     let at_ms = now_ms();
     let target = target(&journal, &plan)?;
     let files = Files::read(args)?;
-    let Ran { records, memory, asked } = lifecycle::runtime()?.block_on(async {
+    let runtime = lifecycle::runtime()?;
+    let ran = runtime.block_on(async {
         tokio::select! {
             ended = load(&journal, &plan, &target, &files, args) => ended,
             () = lifecycle::signal() => Err(Failure::new(anyhow::anyhow!("stopped before it was through"))
-                .hint("nothing is proved; what was sent has ended with it")),
+                .hint("nothing is proved")),
         }
-    })?;
+    });
+    // What still sends is not waited for.
+    runtime.shutdown_background();
+    let Ran { records, mut memory, asked } = ran?;
+    memory.missing.extend(unlike(dir, &journal)?);
     let digest = plan.digest();
     if journal.current()?.map(|current| current.plan.digest()) != Some(digest.clone()) {
         return Err(Failure::new(anyhow::anyhow!("another plan came into force meanwhile"))
@@ -102,13 +110,36 @@ pub(crate) fn prove(
         memory,
     };
     let page = proofs::keep(dir, &report)?;
-    speed::learn(dir, &journal, &plan, &records);
+    if report.verdict.result == Judgement::Pass {
+        speed::learn(dir, &journal, &plan, &records);
+    }
     Ok((report, page))
 }
 
-/// The plan in force, with a gateway before it.
-fn serving(journal: &Journal) -> Result<Plan, Failure> {
+/// Instances that are otherwise than planned, in words: a proof would be of something else.
+fn unlike(dir: &StateDir, journal: &Journal) -> Result<Vec<String>, Failure> {
+    let status = status::read(dir, journal)?;
+    let is_spare = |one: &&InstanceStatus| one.state != InstanceState::Spare;
+    let words = |one: &InstanceStatus| {
+        let how = match one {
+            one if one.state != InstanceState::Ready => one.state.as_str(),
+            one if one.rolled_back => "back at its earlier configuration",
+            one if one.is_to_change => "to change yet",
+            _ => return None,
+        };
+        Some(format!("{} is {how}", one.id))
+    };
+    Ok(status.instances.iter().filter(is_spare).filter_map(words).collect())
+}
+
+/// The plan in force, with somebody who looks after it.
+fn serving(dir: &StateDir, journal: &Journal) -> Result<Plan, Failure> {
+    let is_served = lock::is_held(&dir.controller_lock()).unwrap_or(false);
     match journal.current()?.map(|current| current.plan) {
+        Some(plan) if !plan.instances.is_empty() && !is_served => {
+            Err(Failure::new(anyhow::anyhow!("no gateway serves what is applied"))
+                .hint("`berth serve` does; leave it running, and prove from another terminal"))
+        }
         Some(plan) if !plan.instances.is_empty() => Ok(plan),
         _ => Err(Failure::new(anyhow::anyhow!("nothing is applied here yet"))
             .hint("`berth apply -f SPEC` first, or `berth up -f SPEC` for both at once")),
@@ -171,28 +202,29 @@ async fn load(
     let asked = asked
         .map_err(Failure::new)?
         .map_err(|error| Failure::new(error).hint("`berth status` says whether it is ready"))?;
+    let seed = args.seed.unwrap_or_else(now_ms);
     let mut all = Vec::new();
     for one in asked {
-        all.push(texts(one, args.seed).await.map_err(Failure::new)?);
+        all.push(texts(one, seed).await.map_err(Failure::new)?);
     }
     let mut watched = Watched::new(plan, journal.state_id()?);
     let sending = async {
         let begun = std::time::Instant::now();
-        let worst = phases::overload(&all, args.seed);
+        let worst = phases::overload(&all, seed);
         let mut notes: Vec<PhaseNote> = worst.iter().map(PhaseNote::of).collect();
         let mut records = send(target, worst).await?;
         let steady = Steady {
             duration: Duration::from_secs(args.duration),
             trace: files.trace.as_deref(),
             dataset: files.dataset.as_deref(),
-            seed: args.seed,
+            seed,
         };
         let reached = summarize(&records, &Default::default());
         let demands = demands(journal);
         let rate = |one: &Texts| {
             let demand = demands.iter().find(|(model, _)| *model == one.asked.model);
             let demand = demand.map(|(_, demand)| demand.requests_per_second);
-            args.rate.or(demand).unwrap_or_else(|| SHARE * capacity(&reached, one)).max(LEAST_RATE)
+            args.rate.or(demand).unwrap_or_else(|| SHARE * capacity(&reached, one))
         };
         let steady = steady.phase(&all, rate);
         notes.push(PhaseNote::of(&steady));
@@ -205,6 +237,8 @@ async fn load(
         ran = sending => ran?,
         () = watched.look_on() => Default::default(),
     };
+    // What the last requests did to an engine is seen a moment later.
+    watched.look_once_more().await;
     output::end_progress();
     Ok(Ran { asked, records, memory: watched.seen(journal)? })
 }

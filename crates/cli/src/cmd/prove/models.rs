@@ -3,15 +3,17 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use berth_core::plan::{Plan, PlannedInstance};
+use berth_core::plan::{Plan, PlannedDevice, PlannedInstance};
 use berth_core::spec::EngineKind;
+use berth_core::units::Bytes;
 use berth_engines::source::{Hub, transformer};
 use serde_json::Value;
 
 /// An engine has so long to say what it is.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// vLLM's `max_num_seqs` where the plan sets none.
-const SEQUENCES: u64 = 256;
+/// vLLM's `max_num_seqs` where the plan sets none, on small cards and on large ones (`vllm/engine/arg_utils.py`).
+const SEQUENCES: [u64; 2] = [256, 1024];
+const LARGE_CARD: Bytes = Bytes::gib(70);
 /// Ollama's context where nothing says another.
 const OLLAMA_CONTEXT: u64 = 4096;
 
@@ -41,7 +43,7 @@ pub(super) fn asked(plan: &Plan) -> anyhow::Result<Vec<Asked>> {
     let mut all = Vec::new();
     for (model, instances) in models {
         // Of several groups the one that takes least says how long a request may be.
-        let says: Vec<Says> = instances.iter().filter_map(|one| says(one)).collect();
+        let says: Vec<Says> = instances.iter().filter_map(|one| says(plan, one)).collect();
         let Some(longest) = says.iter().map(|one| one.longest).min() else {
             anyhow::bail!("no engine of {model} says how long a request may be");
         };
@@ -66,12 +68,15 @@ struct Says {
     takes_images: bool,
 }
 
-fn says(one: &PlannedInstance) -> Option<Says> {
+fn says(plan: &Plan, one: &PlannedInstance) -> Option<Says> {
     let (longest, parallel, takes_images) = match one.engine {
         EngineKind::Vllm => {
             let models = get(&format!("{}/v1/models", address(one)))?;
             let longest = models["data"][0]["max_model_len"].as_u64()?;
-            (longest, number_of(one, "--max-num-seqs").unwrap_or(SEQUENCES), sees(one))
+            let is_its = |it: &PlannedDevice| it.node == one.node && one.uses(&it.device);
+            let large = plan.devices.iter().any(|it| is_its(it) && it.total >= LARGE_CARD);
+            let usual = SEQUENCES[usize::from(large)];
+            (longest, number_of(one, "--max-num-seqs").unwrap_or(usual), sees(one))
         }
         EngineKind::LlamaServer => {
             let props = get(&format!("{}/props", address(one)))?;
@@ -109,7 +114,10 @@ fn number_of(one: &PlannedInstance, flag: &str) -> Option<u64> {
 
 /// Whether vLLM's model has a vision tower that is not turned off.
 fn sees(one: &PlannedInstance) -> bool {
-    let is_off = one.args.iter().any(|word| word == "--language-model-only");
+    // Whoever limits pictures may have limited them to none.
+    let is_off = ["--language-model-only", "--limit-mm-per-prompt"]
+        .iter()
+        .any(|flag| one.args.iter().any(|word| word == flag));
     let model = one.args.get(1).map(|source| transformer(source, &Hub::from_env()));
     !is_off && matches!(model, Some(Ok(model)) if model.transformer.vision.is_some())
 }

@@ -11,20 +11,28 @@ use berth_load::tokenizer::Tokenizer;
 
 use super::models::Asked;
 
-/// The caches are asked for so much more than they hold.
-const OVERFILL: f64 = 1.25;
-/// Requests of a model at once; the gateway queues no more.
-const MOST_AT_ONCE: u64 = 1000;
+/// So much more is asked for than there is room for: it waits in the gateway, which queues no more than so many.
+const OVERFILL: f64 = 0.25;
+const MOST_WAITING: u64 = 1000;
+/// Requests of a model at once, each of which is a connection.
+const MOST_AT_ONCE: u64 = 20_000;
 /// Tokens that a chat's template may put around a prompt.
 const TEMPLATE: u64 = 64;
 /// Tokens that a picture may become.
 const PICTURE: u64 = 1024;
 /// Different prompts of each kind: what they begin with differs each time anyhow.
 const PROMPTS: usize = 8;
+/// Seeds of the steady load's texts are so far from those before.
+const STEADY: u64 = 1 << 32;
 /// A phase of which the last request was sent goes on for so long.
-const STEADY_SEEDS: u64 = 100;
 const GRACE: Duration = Duration::from_secs(300);
 const LIMIT: Duration = Duration::from_secs(300);
+
+/// As many as there is room for, and some that wait.
+fn beyond(room: u64, share: f64) -> u64 {
+    let waiting = ((room as f64 * share).ceil() as u64).clamp(1, MOST_WAITING);
+    room.saturating_add(waiting).clamp(2, MOST_AT_ONCE)
+}
 
 /// Texts for a model.
 pub(super) struct Texts {
@@ -32,6 +40,8 @@ pub(super) struct Texts {
     longest: Vec<Prompt>,
     short: Vec<Prompt>,
     mixed: Vec<Prompt>,
+    /// The same lengths in other words, for the steady load.
+    steady: Vec<Prompt>,
     longest_answer: u32,
     /// Tokens of an answer in the steady mix.
     pub(super) answer: u32,
@@ -60,16 +70,17 @@ pub(super) async fn texts(asked: Asked, seed: u64) -> anyhow::Result<Texts> {
     let room = if tokenizer.is_some() { room } else { room * 3 / 4 };
     let longest = of(PROMPTS.min(4), room, seed).await?;
     let short = of(PROMPTS, 64.min(room), seed + 1).await?;
-    let mut mixed = Vec::new();
+    let (mut mixed, mut steady) = (Vec::new(), Vec::new());
     // From short to half of the longest, each twice as long as the one before.
     let mut tokens = 32;
     while tokens <= room / 2 || mixed.is_empty() {
         mixed.extend(of(2, tokens.min(room), seed + tokens).await?);
+        steady.extend(of(2, tokens.min(room), seed + STEADY + tokens).await?);
         tokens *= 2;
     }
     let answer = (asked.longest / 4).clamp(1, 128) as u32;
     let longest_answer = longest_answer as u32;
-    Ok(Texts { asked, longest, short, mixed, longest_answer, answer })
+    Ok(Texts { asked, longest, short, mixed, steady, longest_answer, answer })
 }
 
 /// All models at once: caches overfilled with the longest requests, then batches as full as they get, then a burst of
@@ -77,20 +88,13 @@ pub(super) async fn texts(asked: Asked, seed: u64) -> anyhow::Result<Texts> {
 pub(super) fn overload(texts: &[Texts], seed: u64) -> Vec<Phase> {
     let longest = |one: &Texts| {
         let Asked { cache_tokens, longest, .. } = one.asked;
-        let fill = (cache_tokens as f64 * OVERFILL / longest.max(1) as f64).ceil() as u64;
-        (
-            fill.clamp(2, MOST_AT_ONCE),
-            one.longest.clone(),
-            one.longest_answer,
-            one.asked.takes_images,
-        )
+        let fill = beyond(cache_tokens.div_ceil(longest.max(1)), OVERFILL);
+        (fill, one.longest.clone(), one.longest_answer, one.asked.takes_images)
     };
-    let batch = |one: &Texts| {
-        let full = (one.asked.parallel as f64 * OVERFILL).ceil() as u64;
-        (full.clamp(2, MOST_AT_ONCE), one.short.clone(), one.answer, false)
-    };
+    let batch =
+        |one: &Texts| (beyond(one.asked.parallel, OVERFILL), one.short.clone(), one.answer, false);
     let burst = |one: &Texts| {
-        let twice = one.asked.parallel.saturating_mul(2).clamp(4, MOST_AT_ONCE);
+        let twice = beyond(one.asked.parallel, 1.0);
         (twice, one.mixed.clone(), one.answer, one.asked.takes_images)
     };
     type Made = (u64, Vec<Prompt>, u32, bool);
@@ -140,11 +144,11 @@ impl Steady<'_> {
                 Some(times) => Arrivals::Trace(times.to_vec()),
                 None => Arrivals::Poisson { per_second: rate(one) },
             },
-            seed: self.seed + STEADY_SEEDS + at as u64,
+            seed: self.seed + at as u64,
             shape: match self.dataset {
                 Some(requests) => Shape::Dataset { requests: requests.to_vec(), ignore_eos: false },
                 None => Shape::Made {
-                    prompts: one.mixed.clone(),
+                    prompts: one.steady.clone(),
                     answer_tokens: one.answer,
                     images: u32::from(one.asked.takes_images),
                     ignore_eos: true,
