@@ -12,6 +12,12 @@ fn unseen(mut look: Look) -> Look {
     look
 }
 
+/// As of a Ray cluster, whose reporter doesn't say whose processes they are.
+fn by_nobody(mut look: Look) -> Look {
+    look.devices[0].holders = None;
+    look
+}
+
 fn with_engine(mut look: Look, waiting: u64, usage: f64, preemptions: u64) -> Look {
     look.engines = vec![EngineLook {
         instance: InstanceId("a-0".to_owned()),
@@ -37,6 +43,16 @@ fn alarms_say_what_is_wrong_and_who_did_it() {
             "it loads for long",
             (0..31).map(|at| look(at, at * 380, &[(7, 10 + at)])).collect(),
             vec![],
+        ),
+        (
+            "it loads for long, and nobody says who it is",
+            (0..31).map(|at| by_nobody(look(at, at * 380, &[]))).collect(),
+            vec![],
+        ),
+        (
+            "it runs out, and nobody says who it is",
+            (0..61).map(|at| by_nobody(falling(at))).collect(),
+            vec![(RunsOut, "nothing in 19 s")],
         ),
         ("within what a plan may be off", vec![look(0, 12_100, &[])], vec![]),
         ("more than planned", vec![look(0, 12_500, &[])], vec![(OverPlan, "500 MiB more")]),

@@ -28,6 +28,9 @@ pub struct DeviceSeen {
     pub total_bytes: u64,
     /// What is planned on it.
     pub planned_bytes: u64,
+    /// What the plan leaves of what models may take.
+    #[serde(default)]
+    pub planned_left_bytes: u64,
     /// The least that was free.
     pub least_free_bytes: Option<u64>,
     /// The least that was left of what may be used; below zero that was overdrawn.
@@ -62,7 +65,10 @@ pub(super) fn reasons(memory: &MemorySeen, limits: &Limits) -> Vec<Reason> {
     let instances =
         memory.instances.iter().flat_map(|instance| of_instance(instance, limits, unknown));
     let devices = memory.devices.iter().flat_map(of_device);
-    instances.chain(devices).chain(unseen(memory)).collect()
+    let is_held_seen = memory.instances.iter().all(|instance| instance.most_held_bytes.is_some());
+    let together = memory.devices.iter().filter(|_| !is_held_seen);
+    let together = together.filter_map(|device| of_all_together(device, limits));
+    instances.chain(devices).chain(together).chain(unseen(memory)).collect()
 }
 
 fn of_instance(instance: &InstanceSeen, limits: &Limits, unknown: Weight) -> Vec<Reason> {
@@ -121,6 +127,22 @@ fn of_device(device: &DeviceSeen) -> Option<Reason> {
             Some(Reason::new(Weight::LeavesOpen, format!("what is free of {name} was not seen")))
         }
     }
+}
+
+/// Whether more is gone of a device than its plan takes, where nobody says who holds it: a neighbour may have taken it.
+fn of_all_together(device: &DeviceSeen, limits: &Limits) -> Option<Reason> {
+    let free = device.least_free_bytes?;
+    let more = device.planned_left_bytes.checked_sub(free).filter(|more| *more > 0)?;
+    let is_over = more as f64 > device.planned_bytes as f64 * limits.over_plan;
+    let text = format!(
+        "{} on {} had {} free at least, {} less than its plan leaves (limit {} % of the plan); who holds that was not seen",
+        device.device,
+        device.node,
+        mebibytes(free),
+        mebibytes(more),
+        percent(limits.over_plan),
+    );
+    Some(Reason::new(if is_over { Weight::LeavesOpen } else { Weight::Note }, text))
 }
 
 fn unseen(memory: &MemorySeen) -> Vec<Reason> {

@@ -41,6 +41,7 @@ fn good() -> Case {
         device: "GPU 0".to_owned(),
         total_bytes: 1000 * MIB,
         planned_bytes: 800 * MIB,
+        planned_left_bytes: 150 * MIB,
         least_free_bytes: Some(150 * MIB),
         least_headroom_bytes: Some(100 * MIB as i64),
     };
@@ -150,6 +151,30 @@ const ROWS: &[Row] = &[
         },
         Inconclusive,
         "what smol-1 alone held was not seen",
+    ),
+    (
+        "a little more gone than planned, by whoever",
+        |case| {
+            case.memory.instances[0].most_held_bytes = None;
+            case.memory.devices[0].least_free_bytes = Some(142 * MIB);
+        },
+        Pass,
+        "GPU 0 on n0 had 142 MiB free at least, 8 MiB less than its plan leaves (limit 1 % of the plan)",
+    ),
+    (
+        "more gone than planned, by whoever",
+        |case| {
+            case.memory.instances[0].most_held_bytes = None;
+            case.memory.devices[0].least_free_bytes = Some(141 * MIB);
+        },
+        Inconclusive,
+        "9 MiB less than its plan leaves (limit 1 % of the plan); who holds that was not seen",
+    ),
+    (
+        "more gone than planned, by somebody else",
+        |case| case.memory.devices[0].least_free_bytes = Some(141 * MIB),
+        Pass,
+        "smol-1 held 790 MiB",
     ),
     (
         "an unseen device",

@@ -103,7 +103,7 @@ impl Watched {
             Some((own, foreign)) => {
                 signed(seen.total.0) - signed(foreign.0) - signed(own.max(planned.planned).0)
             }
-            None => signed(free),
+            None => signed(free).min(signed(seen.total.0) - signed(planned.planned.0)),
         };
         Some((free, headroom))
     }
@@ -137,6 +137,7 @@ impl Watched {
                 device: one.device.0.clone(),
                 total_bytes: one.total.0,
                 planned_bytes: one.planned.0,
+                planned_left_bytes: one.headroom().0,
                 least_free_bytes: least.map(|(free, _)| *free),
                 least_headroom_bytes: least.map(|(_, headroom)| *headroom),
             }
