@@ -220,6 +220,7 @@ fn instances(memory: &MemorySeen) -> String {
         "Held at most",
         "Restarts",
         "Put off",
+        "Dropped its model",
         "Died of memory",
     ];
     let rows: Vec<_> = memory.instances.iter().map(instance).collect();
@@ -233,9 +234,14 @@ fn instance(seen: &InstanceSeen) -> Vec<String> {
         mib(Some(seen.planned_bytes)),
         mib(seen.most_held_bytes),
         seen.restarts.to_string(),
-        seen.preemptions.map_or_else(|| UNSEEN.to_owned(), |count| count.to_string()),
+        times(seen.preemptions),
+        times(seen.evictions),
         if seen.died_of_memory { "yes" } else { "no" }.to_owned(),
     ]
+}
+
+fn times(count: Option<u64>) -> String {
+    count.map_or_else(|| UNSEEN.to_owned(), |count| count.to_string())
 }
 
 const MIB: f64 = (1 << 20) as f64;

@@ -52,6 +52,9 @@ pub struct InstanceSeen {
     pub restarts: u32,
     /// How often it put a request off for want of cache, where it says.
     pub preemptions: Option<u64>,
+    /// How often its model was gone from its devices (Ollama), where it says.
+    #[serde(default)]
+    pub evictions: Option<u64>,
     /// Whether it ended for want of memory.
     pub died_of_memory: bool,
 }
@@ -84,7 +87,11 @@ fn of_instance(instance: &InstanceSeen, limits: &Limits, unknown: Weight) -> Vec
         let text = format!("{id} put requests off {} for want of cache (no limit)", times(count));
         Reason::new(Weight::Note, text)
     });
-    [died, restarted, Some(held(instance, limits, unknown)), preempted]
+    let evicted = instance.evictions.filter(|count| *count > 0).map(|count| {
+        let text = format!("{id} dropped its model {} (limit 0)", times(count));
+        Reason::new(Weight::Fails, text)
+    });
+    [died, restarted, evicted, Some(held(instance, limits, unknown)), preempted]
         .into_iter()
         .flatten()
         .collect()

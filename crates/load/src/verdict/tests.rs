@@ -52,6 +52,7 @@ fn good() -> Case {
         most_held_bytes: Some(790 * MIB),
         restarts: 0,
         preemptions: Some(0),
+        evictions: None,
         died_of_memory: false,
     };
     let memory = MemorySeen {
@@ -112,6 +113,12 @@ const ROWS: &[Row] = &[
         |case| case.memory.instances[0].preemptions = Some(7),
         Pass,
         "smol-1 put requests off 7 times for want of cache (no limit)",
+    ),
+    (
+        "an eviction",
+        |case| case.memory.instances[0].evictions = Some(2),
+        Fail,
+        "smol-1 dropped its model 2 times (limit 0)",
     ),
     (
         "overdrawn",

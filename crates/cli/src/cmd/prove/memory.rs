@@ -7,6 +7,7 @@ use berth_control::clock::now_ms;
 use berth_control::{Journal, watch};
 use berth_core::inventory::{DeviceId, InstanceId};
 use berth_core::plan::{Plan, PlannedDevice, PlannedInstance};
+use berth_core::units::Bytes;
 use berth_core::watch::Look;
 use berth_load::verdict::{DeviceSeen, InstanceSeen, MemorySeen};
 
@@ -33,6 +34,8 @@ pub(super) struct Watched {
     most_held: BTreeMap<InstanceId, u64>,
     /// Requests that each engine put off, first and last.
     put_off: BTreeMap<InstanceId, (u64, u64)>,
+    /// How often each engine that says what its model holds held nothing any more, and what it held last.
+    dropped: BTreeMap<InstanceId, (u64, Bytes)>,
 }
 
 impl Watched {
@@ -46,6 +49,7 @@ impl Watched {
             least: BTreeMap::new(),
             most_held: BTreeMap::new(),
             put_off: BTreeMap::new(),
+            dropped: BTreeMap::new(),
         }
     }
 
@@ -87,6 +91,10 @@ impl Watched {
             }
         }
         for engine in &look.engines {
+            let Some(held) = engine.held else { continue };
+            count_drop(self.dropped.entry(engine.instance.clone()).or_insert((0, held)), held);
+        }
+        for engine in &look.engines {
             let Some(put_off) = engine.preemptions else { continue };
             let span = self.put_off.entry(engine.instance.clone()).or_insert((put_off, put_off));
             // One that started anew counts from nothing.
@@ -126,6 +134,7 @@ impl Watched {
             most_held_bytes: self.most_held.get(&one.id).copied(),
             restarts: restarts(&one.id),
             preemptions: self.put_off.get(&one.id).map(|(first, last)| last - first),
+            evictions: self.dropped.get(&one.id).map(|(times, _)| *times),
             died_of_memory: deaths
                 .iter()
                 .any(|death| death.instance == one.id && death.at_ms >= self.since_ms),
@@ -152,6 +161,12 @@ impl Watched {
     }
 }
 
+/// Counts one more where an engine holds nothing of what it held at the look before.
+fn count_drop((times, before): &mut (u64, Bytes), held: Bytes) {
+    *times += u64::from(*before > Bytes::ZERO && held == Bytes::ZERO);
+    *before = held;
+}
+
 /// What an instance holds on all its devices. Where it isn't seen who holds what (Ray), all that is used of devices that
 /// it has to itself: at most that.
 fn held(plan: &Plan, instance: &PlannedInstance, look: &Look) -> Option<u64> {
@@ -172,4 +187,26 @@ fn held(plan: &Plan, instance: &PlannedInstance, look: &Look) -> Option<u64> {
         }
     };
     instance.shares.iter().map(|share| on(&share.device)).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drops_are_counted_once_each() {
+        for (held, drops) in [
+            (vec![], 0),
+            (vec![5, 5], 0),
+            // On a processor a model holds nothing of any GPU.
+            (vec![0, 0, 0], 0),
+            (vec![0, 5], 0),
+            (vec![5, 0, 0], 1),
+            (vec![5, 0, 4, 0, 4], 2),
+        ] {
+            let mut seen = (0, held.first().copied().map_or(Bytes::ZERO, Bytes));
+            held.iter().for_each(|held| count_drop(&mut seen, Bytes(*held)));
+            assert_eq!(seen.0, drops, "{held:?}");
+        }
+    }
 }
