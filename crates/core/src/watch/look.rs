@@ -93,13 +93,18 @@ impl DeviceLook {
         Some(holders.filter(|one| one.instance.as_ref() == Some(id)).map(|one| one.bytes).sum())
     }
 
-    /// What is left once berth's instances hold what is planned for them. Where it isn't seen who holds what, all that is
-    /// used is taken for theirs: one that starts and fills its place takes nothing of what is left.
-    pub fn left(&self, planned: Bytes) -> Option<Bytes> {
+    /// What is taken once berth's instances hold what is planned for them. Where it isn't seen who holds what, all that is
+    /// used is taken for theirs: one that starts and fills its place takes nothing more.
+    pub fn taken(&self, planned: Bytes) -> Option<Bytes> {
         match self.own().zip(self.foreign()) {
-            Some((own, foreign)) => Some(self.total - foreign - own.max(planned)),
-            None => Some(self.total - self.used?.max(planned)),
+            Some((own, foreign)) => Some(foreign + own.max(planned)),
+            None => Some(self.used?.max(planned)),
         }
+    }
+
+    /// What is left then.
+    pub fn left(&self, planned: Bytes) -> Option<Bytes> {
+        Some(self.total - self.taken(planned)?)
     }
 
     /// What nobody holds.

@@ -55,17 +55,23 @@ impl Watched {
 
     /// Looks for as long as it is let.
     pub(super) async fn look_on(&mut self) {
-        let pause = if self.plan.ray.is_some() { LOOK_AT_RAY } else { LOOK };
         loop {
-            let look = watch::look(&self.state_id, &self.plan).await;
-            self.add(&look);
-            tokio::time::sleep(pause).await;
+            self.look().await;
+            tokio::time::sleep(self.pause()).await;
         }
     }
 
     /// Waits as long as what happens takes to be seen, and looks again.
     pub(super) async fn look_once_more(&mut self) {
-        tokio::time::sleep(if self.plan.ray.is_some() { 2 * LOOK_AT_RAY } else { 2 * LOOK }).await;
+        tokio::time::sleep(2 * self.pause()).await;
+        self.look().await;
+    }
+
+    fn pause(&self) -> Duration {
+        if self.plan.ray.is_some() { LOOK_AT_RAY } else { LOOK }
+    }
+
+    async fn look(&mut self) {
         let look = watch::look(&self.state_id, &self.plan).await;
         self.add(&look);
     }
@@ -91,10 +97,9 @@ impl Watched {
             }
         }
         for engine in &look.engines {
-            let Some(held) = engine.held else { continue };
-            count_drop(self.dropped.entry(engine.instance.clone()).or_insert((0, held)), held);
-        }
-        for engine in &look.engines {
+            if let Some(held) = engine.held {
+                count_drop(self.dropped.entry(engine.instance.clone()).or_insert((0, held)), held);
+            }
             let Some(put_off) = engine.preemptions else { continue };
             let span = self.put_off.entry(engine.instance.clone()).or_insert((put_off, put_off));
             // One that started anew counts from nothing.
@@ -107,12 +112,7 @@ impl Watched {
         let seen = look.device(&planned.node, &planned.device)?;
         let free = seen.free()?.0;
         let signed = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
-        let headroom = match seen.own().zip(seen.foreign()) {
-            Some((own, foreign)) => {
-                signed(seen.total.0) - signed(foreign.0) - signed(own.max(planned.planned).0)
-            }
-            None => signed(free).min(signed(seen.total.0) - signed(planned.planned.0)),
-        };
+        let headroom = signed(seen.total.0) - signed(seen.taken(planned.planned)?.0);
         Some((free, headroom))
     }
 
