@@ -7,6 +7,7 @@ use std::path::Path;
 
 use berth_cluster::local::{self, StateDir};
 use berth_control::Journal;
+use berth_control::ray::{Processes, observe_processes};
 use berth_core::adjust::Adjustment;
 use berth_core::memory::vllm::{Calibration, Engine};
 use berth_core::model::known;
@@ -40,6 +41,15 @@ pub(crate) fn inventory(journal: &Journal) -> Result<Inventory, Failure> {
     match current.as_ref().and_then(|plan| plan.ray.as_ref()) {
         Some(ray) => on_ray(ray, journal, current.as_ref()),
         None => local::observe(&journal.state_id()?).map_err(Failure::new),
+    }
+}
+
+/// The same as it is seen, one's own instances included, with the processes of those.
+pub(crate) fn with_processes(journal: &Journal) -> Result<Inventory, Failure> {
+    let (state_id, current) = (journal.state_id()?, journal.current()?);
+    match current.as_ref().and_then(|journalled| journalled.plan.ray.as_ref()) {
+        Some(ray) => Ok(observe_processes(ray, &state_id, &mut Processes::default())?),
+        None => local::observe(&state_id).map_err(Failure::new),
     }
 }
 

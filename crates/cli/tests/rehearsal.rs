@@ -80,11 +80,21 @@ impl Rehearsal {
         self.run(&["apply", "-f", self.spec.to_str().unwrap(), "--strategy", strategy])
     }
 
-    fn instances(&self) -> Vec<Value> {
+    fn status(&self) -> Value {
         let (code, text) = self.run(&["status", "--json"]);
         assert_eq!(code, 0, "{text}");
-        let status: Value = serde_json::from_str(&text).unwrap();
-        status["instances"].as_array().unwrap().clone()
+        serde_json::from_str(&text).unwrap()
+    }
+
+    fn instances(&self) -> Vec<Value> {
+        self.status()["instances"].as_array().unwrap().clone()
+    }
+
+    /// Kinds of alarms that are on.
+    fn alarms(&self) -> String {
+        let alarms = self.status()["alarms"].take();
+        let kinds = alarms.as_array().unwrap().iter().map(|one| one["kind"].as_str().unwrap());
+        kinds.collect::<Vec<_>>().join(" ")
     }
 
     fn states(&self, state: &str) -> usize {
@@ -310,6 +320,41 @@ fn a_cluster_is_proved() {
     }
     let devices = report["memory"]["devices"].as_array().unwrap();
     assert!(devices.len() == 2 && devices.iter().all(|one| one["least_free_bytes"].is_u64()));
+}
+
+/// Ray says which process holds what, and an engine's supervisor which are its own: together that is who holds a GPU.
+#[test]
+fn who_holds_what_is_seen() {
+    let spec = "[[cluster.nodes]]\nnames = \"n[0-1]\"\ngpu = \"A10\"\n\
+                [models.small]\nsource = \"gemma-3-4b\"\nengine = \"vllm\"\nreplicas = 2\n\
+                flags = { max_model_len = 4096, max_num_seqs = 16, enforce_eager = true }\n";
+    let rehearsal = Rehearsal::start(spec, &[]);
+    let device = || rehearsal.status()["devices"][0].take();
+    let bytes = |device: &Value, of: &str| device[of].as_u64().unwrap();
+    let first = device();
+    assert!(bytes(&first, "observed") > 0, "{first}");
+    assert!(bytes(&first, "observed") <= bytes(&first, "planned"), "{first}");
+    let (before, room) = (bytes(&first, "used_by_others"), bytes(&first, "budget"));
+
+    rehearsal.tell("gpus/n0/gpu:0", &json!({ "bytes": 2_u64 << 30 }));
+    rehearsal
+        .wait_for("others hold it", || bytes(&device(), "used_by_others") == before + (2 << 30));
+    let second = device();
+    assert_eq!(second["observed"], first["observed"], "it is nobody's of ours");
+    rehearsal.wait_for("it is told", || rehearsal.alarms().contains("no_room"));
+    rehearsal.tell("gpus/n0/gpu:0", &json!({ "bytes": 0 }));
+
+    let instances = rehearsal.instances();
+    let leaky = instances.iter().find(|one| one["node"] == "n0").unwrap();
+    let engine = format!("http://{}:{}", leaky["host"].as_str().unwrap(), leaky["port"]);
+    let leaks = json!({ "fault": "leak" }).to_string();
+    ureq::post(format!("{engine}/emulator/fault")).send(leaks).unwrap();
+    let (code, text) = rehearsal.run(&["prove", "--duration", "5", "--rate", "10"]);
+    assert_eq!(code, 1, "{text}");
+    let says = format!("{} held ", leaky["id"].as_str().unwrap());
+    assert!(text.contains(&says) && text.contains(" more than its plan (limit 1 %)"), "{text}");
+    rehearsal.wait_for("it is told", || rehearsal.alarms().contains("over_plan"));
+    assert!(bytes(&device(), "observed") > room, "{}", device());
 }
 
 /// A first spec, from what a cluster has; it is one that berth reads.

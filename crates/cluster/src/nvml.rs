@@ -2,22 +2,17 @@
 
 use std::sync::OnceLock;
 
-use berth_core::inventory::{Cpu, Device, DeviceId, DeviceKind};
+use berth_core::inventory::{Cpu, Device, DeviceId, DeviceKind, DeviceProcess};
 use berth_core::units::Bytes;
 use nvml_wrapper::Nvml;
 use nvml_wrapper::enums::device::UsedGpuMemory;
 use nvml_wrapper::error::NvmlError;
-
-/// Processes and what they hold.
-pub type Holders = Vec<(u32, Bytes)>;
 
 /// What NVML says: the GPUs it could read, and notes on those it could not.
 #[derive(Debug, Default)]
 pub struct Gpus {
     /// GPUs by index.
     pub devices: Vec<Device>,
-    /// Who holds memory of each, in the same order; none where NVML doesn't tell.
-    pub holders: Vec<Option<Holders>>,
     /// What could not be read, in words.
     pub notes: Vec<String>,
 }
@@ -51,38 +46,35 @@ pub fn gpus() -> Gpus {
     };
     for index in 0..count {
         match read(nvml, index) {
-            Ok((device, holders)) => {
-                gpus.devices.push(device);
-                gpus.holders.push(holders);
-            }
+            Ok(device) => gpus.devices.push(device),
             Err(error) => gpus.notes.push(format!("GPU {index} could not be read: {error}")),
         }
     }
     gpus
 }
 
-fn read(nvml: &Nvml, index: u32) -> Result<(Device, Option<Holders>), NvmlError> {
+fn read(nvml: &Nvml, index: u32) -> Result<Device, NvmlError> {
     let gpu = nvml.device_by_index(index)?;
     let memory = gpu.memory_info()?;
-    let device = Device {
+    Ok(Device {
         id: DeviceId(gpu.uuid()?),
         kind: DeviceKind::Gpu { index, name: gpu.name()? },
         total: Bytes(memory.total),
         // Free, and not total less used: what the driver reserves can't be had either.
         used_by_others: Bytes(memory.total.saturating_sub(memory.free)),
+        processes: processes(&gpu).ok(),
         cpu: Cpu::default(),
-    };
-    Ok((device, holders(&gpu).ok()))
+    })
 }
 
 /// Processes that compute or draw, with what they hold.
-fn holders(gpu: &nvml_wrapper::Device<'_>) -> Result<Holders, NvmlError> {
+fn processes(gpu: &nvml_wrapper::Device<'_>) -> Result<Vec<DeviceProcess>, NvmlError> {
     let mut all = gpu.running_compute_processes()?;
     all.extend(gpu.running_graphics_processes()?);
     all.sort_by_key(|process| process.pid);
     all.dedup_by_key(|process| process.pid);
     let told = all.into_iter().map(|process| match process.used_gpu_memory {
-        UsedGpuMemory::Used(bytes) => Ok((process.pid, Bytes(bytes))),
+        UsedGpuMemory::Used(bytes) => Ok(DeviceProcess { pid: process.pid, bytes: Bytes(bytes) }),
         // What some hold is not told: then nobody knows what the others leave.
         UsedGpuMemory::Unavailable => Err(NvmlError::NotSupported),
     });

@@ -9,8 +9,9 @@ use berth_cluster::ray::doctor::{self, Examined, Severity};
 use berth_cluster::ray::nodes::{Naming, inventory};
 use berth_cluster::ray::serve::{AppStatus, Serving, desired, parse};
 use berth_cluster::ray::{Ray, RayError};
-use berth_core::inventory::Inventory;
+use berth_core::inventory::{DeviceProcess, Inventory};
 use berth_core::spec::Spec;
+use berth_core::units::Bytes;
 use serde_json::{Value, json};
 
 fn node(id: &str, ip: &str, state: &str, gpus: f64, labels: Value) -> Value {
@@ -34,7 +35,12 @@ fn summary() -> Value {
     json!({ "data": { "summary": [{
         "hostname": "b", "raylet": { "nodeId": "id2", "labels": { "machine": "n10" } },
         "gpus": [
-            { "index": 0, "name": "NVIDIA A10", "uuid": "GPU-0", "memoryTotal": 23028.0, "memoryUsed": 512.0 },
+            { "index": 0, "name": "NVIDIA A10", "uuid": "GPU-0", "memoryTotal": 23028.0, "memoryUsed": 512.0,
+              "processesPids": [
+                  { "pid": 7, "gpuMemoryUsage": 300, "gpuUtilization": null },
+                  // The reporter's word for one that it knows nothing of.
+                  { "pid": 8, "gpuMemoryUsage": 0, "gpuUtilization": 3 },
+              ] },
             { "index": 1, "name": "NVIDIA A10", "uuid": "GPU-1", "memoryTotal": 23028.0, "memoryUsed": 0.0 },
         ],
     }] } })
@@ -51,6 +57,8 @@ fn nodes_are_what_is_alive() {
     assert_eq!(names, ["n2", "n10"], "dead ones are left out, and numbers are numbers");
     let gpus = &seen.nodes[1].devices;
     assert_eq!((gpus[0].id.0.as_str(), gpus[0].used_by_others.0), ("gpu:0", 512 << 20));
+    assert_eq!(gpus[0].processes, Some(vec![DeviceProcess { pid: 7, bytes: Bytes::mib(300) }]));
+    assert_eq!(gpus[1].processes, None);
     for says in
         ["Ray lists 3 of its 4 nodes", "Ray says of its nodes: slow", "add n2 to [[cluster.nodes]]"]
     {

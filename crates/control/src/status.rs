@@ -4,18 +4,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use berth_cluster::local::{self, StateDir, lock};
+use berth_cluster::local::{StateDir, lock};
 use berth_core::Digest;
 use berth_core::adjust::Freeze;
-use berth_core::inventory::{DeviceKind, InstanceId, Inventory, ProcessMemory, RunningInstance};
+use berth_core::inventory::{DeviceId, InstanceId, Inventory, ProcessMemory, RunningInstance};
 use berth_core::ledger::{self, Evidence, LedgerEntry};
 use berth_core::plan::{Plan, PlannedDevice, PlannedInstance};
 use berth_core::reconcile::roll::{Seen, is_on_trial, on_the_way};
 use berth_core::reconcile::{Phase, with_rollbacks};
 use berth_core::spec::EngineKind;
 use berth_core::units::Bytes;
-use berth_core::watch::Alarm;
 use berth_core::watch::forensic::Report;
+use berth_core::watch::{Alarm, Look};
 use berth_engines::Diagnosis;
 use serde::Serialize;
 
@@ -173,7 +173,8 @@ impl InstanceState {
     }
 }
 
-/// Reads the status of a state folder. `inventory` is what was observed just now.
+/// Reads the status of a state folder. `inventory` is what was observed just now, with all that is used of GPUs counted
+/// as others'.
 ///
 /// # Errors
 /// Where the journal can't be read.
@@ -251,7 +252,7 @@ pub fn read(
         controller_running,
         gateway: journal.gateway()?.filter(|_| controller_running),
         nodes: inventory.nodes.iter().map(|node| node.name.clone()).collect(),
-        devices: plan.map(|plan| devices(plan.devices, &inventory)).unwrap_or_default(),
+        devices: plan.map(|plan| devices(plan, &inventory)).unwrap_or_default(),
         routes,
         instances,
         ledger,
@@ -293,20 +294,24 @@ fn over_its_limit(entry: &LedgerEntry) -> Option<String> {
     })
 }
 
-/// What is planned beside what is held. Instances run in host memory, as far as they are modelled.
-fn devices(planned: Vec<PlannedDevice>, inventory: &Inventory) -> Vec<DeviceStatus> {
-    let held: Bytes = inventory.instances.iter().map(|running| running.memory.resident).sum();
+/// What is planned beside what is held. Of the host the operating system counts it, of a GPU its driver.
+fn devices(plan: Plan, inventory: &Inventory) -> Vec<DeviceStatus> {
+    let resident = || inventory.instances.iter().map(|running| running.memory.resident).sum();
+    let resident = plan.ray.is_none().then(resident);
+    let look = Look::of_inventory(inventory, &plan, now_ms());
+    // Who holds what may be unseen: then what is beyond the plan is others'.
+    let reckoned = Look::of_inventory(&inventory.clone().without(&plan), &plan, now_ms());
     let status = |planned: PlannedDevice| {
-        let node = inventory.nodes.iter().find(|node| node.name == planned.node);
-        let seen = node.and_then(|node| node.devices.iter().find(|d| d.id == planned.device));
-        let is_host = seen.is_some_and(|device| device.kind == DeviceKind::Host);
-        DeviceStatus {
-            planned,
-            observed: is_host.then_some(held),
-            used_by_others: seen.map(|device| device.used_by_others),
-        }
+        let seen = look.device(&planned.node, &planned.device);
+        let beyond = reckoned.device(&planned.node, &planned.device).and_then(|one| one.used);
+        let (observed, used_by_others) = match seen {
+            Some(_) if planned.device == DeviceId::host() => (resident, beyond),
+            Some(seen) => (seen.own(), seen.foreign().or(beyond)),
+            None => (None, None),
+        };
+        DeviceStatus { planned, observed, used_by_others }
     };
-    planned.into_iter().map(status).collect()
+    plan.devices.iter().cloned().map(status).collect()
 }
 
 /// The status of one planned instance.
@@ -359,7 +364,7 @@ fn leftovers(plan: Option<&Plan>, running: &[RunningInstance]) -> Vec<InstanceSt
     let leftover = |running: &RunningInstance| InstanceStatus {
         id: running.id.clone(),
         model: String::new(),
-        node: local::node_name(),
+        node: running.node.clone(),
         state: InstanceState::Stopping,
         host: String::new(),
         port: 0,

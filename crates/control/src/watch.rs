@@ -17,6 +17,7 @@ use berth_engines::{Cause, metrics};
 
 use crate::clock::now_ms;
 use crate::journal::{InstanceEntry, Journal, JournalError};
+use crate::ray::Processes;
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_secs(1);
@@ -50,7 +51,7 @@ pub async fn watch(
     let mut journal = Journal::open(&dir.journal())?;
     let state_id = journal.state_id()?;
     let (mut watch, mut sampled_ms, mut seq, mut plan) = (Watch::default(), 0, None, None);
-    let mut law = Law::default();
+    let (mut law, mut processes) = (Law::default(), Processes::default());
     loop {
         let now = journal.current_seq()?;
         if now != seq {
@@ -65,7 +66,7 @@ pub async fn watch(
                 pause = LOOK_AT_RAY;
             }
             let plan = &as_it_runs(target, &journal)?;
-            let look = look(&state_id, plan).await;
+            let look = look(&state_id, plan, &mut processes).await;
             let is_time = look.at_ms.saturating_sub(sampled_ms) >= SAMPLE_MS;
             if is_time {
                 sampled_ms = look.at_ms;
@@ -165,29 +166,41 @@ fn deaths(journal: &Journal, plan: &Plan, watch: &Watch) -> Result<Vec<Report>, 
     Ok(reports)
 }
 
-/// One look at the devices and the engines of a plan.
-pub async fn look(state_id: &str, plan: &Plan) -> Look {
-    let (id, ray) = (state_id.to_owned(), plan.ray.clone());
-    let looking = tokio::task::spawn_blocking(move || match ray {
-        Some(ray) => at_ray(&ray, &id),
-        None => {
-            let look = local::look(Some(&id), now_ms());
-            let held = look.devices.iter().flat_map(|device| device.holders.iter().flatten());
-            let running = held.filter_map(|one| one.instance.clone()).collect();
-            (look, running)
-        }
+/// One look at the devices and the engines of a plan. What is known of processes is kept from look to look.
+pub async fn look(state_id: &str, plan: &Plan, processes: &mut Processes) -> Look {
+    let (id, planned, mut known) = (state_id.to_owned(), plan.clone(), std::mem::take(processes));
+    let looking = tokio::task::spawn_blocking(move || {
+        let (look, running) = match &planned.ray {
+            Some(ray) => at_ray(ray, &id, &planned, &mut known),
+            None => here(&id),
+        };
+        (look, running, known)
     });
-    let (mut look, running) = looking.await.unwrap_or_default();
+    let (mut look, running);
+    (look, running, *processes) = looking.await.unwrap_or_default();
     look.engines = engines(plan, &running).await;
     look
 }
 
-/// What Ray says that its machines' devices hold, and which instances run there. By whom it is held, Ray doesn't say.
-fn at_ray(ray: &RaySpec, state_id: &str) -> (Look, BTreeSet<InstanceId>) {
-    match crate::ray::observe(ray, state_id) {
-        Ok((inventory, _)) => {
+/// What this machine says, and which instances run here.
+fn here(state_id: &str) -> (Look, BTreeSet<InstanceId>) {
+    let look = local::look(Some(state_id), now_ms());
+    let held = look.devices.iter().flat_map(|device| device.holders.iter().flatten());
+    let running = held.filter_map(|one| one.instance.clone()).collect();
+    (look, running)
+}
+
+/// What Ray says that its machines' devices hold, and which instances run there.
+fn at_ray(
+    ray: &RaySpec,
+    state_id: &str,
+    plan: &Plan,
+    known: &mut Processes,
+) -> (Look, BTreeSet<InstanceId>) {
+    match crate::ray::observe_processes(ray, state_id, known) {
+        Ok(inventory) => {
             let running = inventory.instances.iter().map(|one| one.id.clone()).collect();
-            (Look::of_inventory(&inventory, now_ms()), running)
+            (Look::of_inventory(&inventory, plan, now_ms()), running)
         }
         Err(error) => {
             let notes = vec![format!("the cluster can't be seen: {error}")];

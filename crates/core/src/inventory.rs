@@ -71,9 +71,21 @@ pub struct Device {
     pub total: Bytes,
     /// What anything but berth's own instances holds or keeps from use.
     pub used_by_others: Bytes,
+    /// Processes that hold memory of it; `None` where they aren't seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub processes: Option<Vec<DeviceProcess>>,
     /// The processor beside it.
     #[serde(default)]
     pub cpu: Cpu,
+}
+
+/// A process of the device's machine, and what it holds of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceProcess {
+    /// Its id.
+    pub pid: u32,
+    /// What it holds.
+    pub bytes: Bytes,
 }
 
 /// What engines' memory depends on of a processor.
@@ -163,9 +175,11 @@ pub struct RunningInstance {
     pub id: InstanceId,
     /// The digest of the configuration that it was started with.
     pub config: Digest,
-    /// The engine's first process, or one that survived it.
+    /// The machine that it runs on; empty before it has one.
+    pub node: String,
+    /// The engine's first process, or one that survived it; on a Ray cluster its replica's.
     pub pid: u32,
-    /// All its processes.
+    /// All its processes; none where they aren't seen.
     pub pids: Vec<u32>,
     /// Their process group, which signals are sent to.
     pub group: u32,

@@ -22,5 +22,5 @@ pub(crate) fn run(state: &Path, args: &StatusArgs) -> Result<ExitCode, Failure> 
 }
 
 pub(crate) fn read(dir: &StateDir, journal: &Journal) -> Result<Status, Failure> {
-    Ok(status::read(dir, journal, prepare::inventory(journal)?)?)
+    Ok(status::read(dir, journal, prepare::with_processes(journal)?)?)
 }

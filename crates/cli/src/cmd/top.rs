@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use berth_control::ray::Processes;
 use berth_control::{Journal, watch};
 use berth_core::plan::Plan;
 use berth_core::spec::GatewaySpec;
@@ -35,12 +36,12 @@ pub(crate) fn run(state: &Path, args: &TopArgs) -> Result<ExitCode, Failure> {
 
 /// Again and again, until nobody reads any more.
 async fn show(journal: &Journal, state_id: &str, args: &TopArgs) -> Result<ExitCode, Failure> {
-    let mut known = Watch::default();
+    let (mut known, mut processes) = (Watch::default(), Processes::default());
     let clear = if std::io::stdout().is_terminal() { CLEAR } else { "" };
     loop {
         let plan = journal.current()?.map(|journalled| journalled.plan);
         let plan = plan.unwrap_or_else(|| Plan::nothing(GatewaySpec::default(), None));
-        let look = watch::look(state_id, &plan).await;
+        let look = watch::look(state_id, &plan, &mut processes).await;
         known.step(&plan, look);
         let Some(look) = known.last() else { continue };
         let seen = Seen::new(Some(&plan), look, known.alarms());

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use berth_core::inventory::{DeviceKind, InstanceId, RunningInstance};
+use berth_core::inventory::{DeviceKind, DeviceProcess, InstanceId, RunningInstance};
 use berth_core::units::Bytes;
 use berth_core::watch::look::MOST_NAMED;
 use berth_core::watch::{DeviceLook, Holder, Look};
@@ -38,9 +38,9 @@ pub fn look(state_id: Option<&str>, now_ms: u64) -> Look {
         }),
         Err(error) => notes.push(format!("the host's memory can't be read: {error}")),
     }
-    for (gpu, holders) in gpus.devices.into_iter().zip(gpus.holders) {
+    for gpu in gpus.devices {
         let DeviceKind::Gpu { name, .. } = gpu.kind else { continue };
-        let holder = |(pid, bytes): (u32, Bytes)| Holder {
+        let holder = |DeviceProcess { pid, bytes }| Holder {
             pid,
             // The process may be of another namespace, or have ended.
             name: procfs::name_and_private(pid).map_or_else(|| "?".to_owned(), |(name, _)| name),
@@ -53,7 +53,7 @@ pub fn look(state_id: Option<&str>, now_ms: u64) -> Look {
             name,
             total: gpu.total,
             used: Some(gpu.used_by_others),
-            holders: holders.map(|all| all.into_iter().map(holder).collect()),
+            holders: gpu.processes.map(|all| all.into_iter().map(holder).collect()),
         });
     }
     Look { at_ms: now_ms, devices, engines: Vec::new(), oom_kills: procfs::oom_kills(), notes }

@@ -88,6 +88,7 @@ pub fn spawn(
     let running = RunningInstance {
         id: instance.id.clone(),
         config: instance.config(),
+        node: procfs::host_name(),
         pid: child.id(),
         pids: vec![child.id()],
         group: child.id(),
@@ -158,6 +159,7 @@ fn instance(id: InstanceId, config: Digest, group: &[procfs::Marked]) -> Option<
     Some(RunningInstance {
         id,
         config,
+        node: procfs::host_name(),
         pid: root.pid,
         group: root.group,
         started_ticks: root.started_ticks,

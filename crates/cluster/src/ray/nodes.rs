@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use berth_core::gpu::GpuKind;
-use berth_core::inventory::{Cpu, Device, DeviceId, DeviceKind, Inventory, Node};
+use berth_core::inventory::{Cpu, Device, DeviceId, DeviceKind, DeviceProcess, Inventory, Node};
 use berth_core::spec::nodes::natural;
 use berth_core::units::Bytes;
 use serde_json::Value;
@@ -152,7 +152,7 @@ fn of_kind(kind: &GpuKind, index: u32) -> Device {
     let (id, name) = (DeviceId(format!("gpu:{index}")), kind.name.clone());
     let kind_of = DeviceKind::Gpu { index, name };
     let (total, used_by_others) = (kind.cuda_total(), Bytes::ZERO);
-    Device { id, kind: kind_of, total, used_by_others, cpu: Cpu::default() }
+    Device { id, kind: kind_of, total, used_by_others, processes: None, cpu: Cpu::default() }
 }
 
 /// A GPU as the reporter has it: memory in MiB, as NVML counts.
@@ -173,6 +173,17 @@ fn seen(gpu: &Value) -> Option<Device> {
         kind: DeviceKind::Gpu { index, name },
         total,
         used_by_others: used,
+        processes: of("processes_pids", "processesPids").as_array().map(|all| processes(all)),
         cpu: Cpu::default(),
     })
+}
+
+/// Those of which the reporter knows what they hold, in whole MiB: of others it says 0.
+fn processes(all: &[Value]) -> Vec<DeviceProcess> {
+    let process = |one: &Value| {
+        let mib = one["gpuMemoryUsage"].as_u64().or(one["gpu_memory_usage"].as_u64());
+        let pid = u32::try_from(one["pid"].as_u64()?).ok()?;
+        Some(DeviceProcess { pid, bytes: Bytes::mib(mib.filter(|mib| *mib > 0)?) })
+    };
+    all.iter().filter_map(process).collect()
 }

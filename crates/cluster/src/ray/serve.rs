@@ -132,8 +132,18 @@ pub fn log(ray: &Ray, instance: &str, replica: &Replica) -> Option<String> {
 }
 
 fn tail(ray: &Ray, instance: &str, replica: &Replica, lines: u32) -> Option<String> {
+    file(ray, instance, replica, "log", lines)
+}
+
+/// The processes of an engine, as its supervisor lists them; none where Ray doesn't give the list.
+pub fn processes(ray: &Ray, instance: &str, replica: &Replica) -> Option<Vec<u32>> {
+    serde_json::from_str(&file(ray, instance, replica, "processes", 1)?).ok()
+}
+
+/// The end of a file that an engine's module keeps among Ray's logs.
+fn file(ray: &Ray, instance: &str, replica: &Replica, kind: &str, lines: u32) -> Option<String> {
     let (node, pid) = (replica.node_id.as_ref()?, replica.pid?);
-    let file = format!("berth/{instance}-{pid}.log");
+    let file = format!("berth/{instance}-{pid}.{kind}");
     let of = format!("node_id={node}&filename={file}&lines={lines}&timeout=2");
     ray.text(&format!("/api/v0/logs/file?{of}")).ok()
 }

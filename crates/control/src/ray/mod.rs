@@ -5,12 +5,14 @@
 //! - `decide`: which applications shall be there
 //! - `sleep`: which idle engines sleep, and which wake
 //! - `put`: putting them
+//! - `processes`: which processes are an engine's, for who looks at memory
 //!
 //! Each instance is an application of its own. Serve starts it, looks after it and starts it again; this
 //! decides which there are, one start at a time on a GPU, and knows when to give one up.
 
 mod decide;
 mod note;
+mod processes;
 mod put;
 mod sleep;
 
@@ -23,7 +25,7 @@ use berth_cluster::ray::{Ray, RayError, token};
 use berth_core::Digest;
 use berth_core::adjust::sleep::Rest;
 use berth_core::emit::ray as emit;
-use berth_core::inventory::{InstanceId, Inventory, ProcessMemory, RunningInstance};
+use berth_core::inventory::{InstanceId, Inventory, Node, ProcessMemory, RunningInstance};
 use berth_core::plan::{Plan, PlannedInstance};
 use berth_core::reconcile::{self, Phase};
 use berth_core::scale::Count;
@@ -38,6 +40,8 @@ use crate::lease;
 use crate::probes::Probes;
 use crate::status::{InstanceStatus, status_of};
 use crate::stops::{Patience, Stops};
+
+pub use processes::Processes;
 
 /// A replica that Ray has found no place for after this long gets none.
 const PLACE_LIMIT_MS: u64 = 60 * 1000;
@@ -92,8 +96,23 @@ pub fn observe(spec: &RaySpec, state_id: &str) -> Result<(Inventory, Serving), R
     let ray = Ray::new(&spec.address, token::read(spec)?);
     let serving = serve::read(&ray)?;
     let mut inventory = nodes::observe(&ray, naming(spec))?;
-    inventory.instances = running(&serving, state_id, &doing(&ray, &serving, state_id));
+    let doing = doing(&ray, &serving, state_id);
+    inventory.instances = running(&serving, state_id, &doing, &inventory.nodes);
     Ok((inventory, serving))
+}
+
+/// The same with the processes of the instances, as far as they are listed; what is known of them is kept in `known`.
+///
+/// # Errors
+/// Where Ray can't be asked.
+pub fn observe_processes(
+    spec: &RaySpec,
+    state_id: &str,
+    known: &mut Processes,
+) -> Result<Inventory, RayError> {
+    let (mut inventory, serving) = observe(spec, state_id)?;
+    known.fill(&Ray::new(&spec.address, token::read(spec)?), &serving, &mut inventory, now_ms());
+    Ok(inventory)
 }
 
 /// What one's own instances say that they do while they start: the last lines of their logs.
@@ -117,6 +136,7 @@ fn running(
     serving: &Serving,
     state_id: &str,
     doing: &BTreeMap<InstanceId, String>,
+    nodes: &[Node],
 ) -> Vec<RunningInstance> {
     let instance = |app: &Application| {
         let (owner, id, config) = emit::identity(app.config.as_ref()?)?;
@@ -126,12 +146,15 @@ fn running(
             _ => config,
         };
         let pid = app.replicas.iter().find_map(|replica| replica.pid);
+        let node = app.replicas.iter().find_map(|replica| replica.node_id.as_deref());
+        let node = nodes.iter().find(|one| node.is_some() && one.id.as_deref() == node);
         (owner == state_id).then(|| RunningInstance {
             doing: doing.get(&id).cloned(),
             id,
             config,
+            node: node.map(|node| node.name.clone()).unwrap_or_default(),
             pid: pid.unwrap_or(0),
-            pids: pid.into_iter().collect(),
+            pids: Vec::new(),
             group: 0,
             started_ticks: 0,
             memory: ProcessMemory::default(),
@@ -191,12 +214,12 @@ impl RayController {
         self.book.reload(self.is_first_turn)?;
         if !self.look().await? {
             // The engines serve on without the dashboard; nothing is decided on what is not seen.
-            let running = running(&self.serving, &self.state_id, &self.doing);
+            let running = self.running();
             let (_, plan) = self.plans(&running);
             return Ok(self.outcome(&plan, false));
         }
         lease::check(&self.serving, &self.state_id, now_ms())?;
-        let running = running(&self.serving, &self.state_id, &self.doing);
+        let running = self.running();
         self.count_asked(&self.book.effective_plan());
         let (_, plan) = self.plans(&running);
         if std::mem::take(&mut self.is_first_turn) {
@@ -290,6 +313,10 @@ impl RayController {
         Plan { instances: instances.cloned().collect(), ..plan.clone() }
     }
 
+    fn running(&self) -> Vec<RunningInstance> {
+        running(&self.serving, &self.state_id, &self.doing, &self.inventory.nodes)
+    }
+
     fn has_node(&self, planned: &PlannedInstance) -> bool {
         self.inventory.nodes.iter().any(|node| node.name == planned.node)
     }
@@ -299,7 +326,7 @@ impl RayController {
     }
 
     fn outcome(&self, plan: &Plan, is_settled: bool) -> Turn {
-        let running = running(&self.serving, &self.state_id, &self.doing);
+        let running = self.running();
         let status = |planned: &PlannedInstance| {
             let rolled_back = self.book.is_rolled_back(&planned.id);
             let is_on_trial = self.book.is_on_trial(planned, now_ms());

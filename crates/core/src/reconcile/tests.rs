@@ -57,6 +57,7 @@ fn running(planned: &PlannedInstance) -> RunningInstance {
     RunningInstance {
         id: planned.id.clone(),
         config: planned.config(),
+        node: planned.node.clone(),
         pid: 7,
         pids: vec![7],
         group: 7,

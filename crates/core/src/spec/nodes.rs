@@ -218,6 +218,7 @@ fn devices(group: &RawNodes, problems: &mut Problems<'_>) -> Vec<Device> {
         kind,
         total,
         used_by_others,
+        processes: None,
         cpu: Cpu::default(),
     };
     if let Some(memory) = group.host_memory {

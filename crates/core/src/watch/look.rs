@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::owners::Owners;
 use crate::inventory::{Device, DeviceId, DeviceKind, InstanceId, Inventory, Node};
+use crate::plan::Plan;
 use crate::units::Bytes;
 
 /// Of the host's foreign processes so many are named, the largest: where there are fewer, they are all that matter.
@@ -114,12 +116,13 @@ impl DeviceLook {
 }
 
 impl Look {
-    /// What an inventory says: how much is used, and not by whom.
-    pub fn of_inventory(inventory: &Inventory, at_ms: u64) -> Self {
+    /// What an inventory says in which all that is used of GPUs is counted as others': how much is used, and by whom as
+    /// far as that is seen.
+    pub fn of_inventory(inventory: &Inventory, plan: &Plan, at_ms: u64) -> Self {
+        let owners = &Owners::new(inventory, plan);
         let of = |node: &Node| {
-            let name = node.name.clone();
-            let device = move |one: &Device| DeviceLook {
-                node: name.clone(),
+            let device = |one: &Device| DeviceLook {
+                node: node.name.clone(),
                 device: one.id.clone(),
                 name: match &one.kind {
                     DeviceKind::Host => "host memory".to_owned(),
@@ -127,7 +130,7 @@ impl Look {
                 },
                 total: one.total,
                 used: Some(one.used_by_others),
-                holders: None,
+                holders: owners.holders(node, one),
             };
             node.devices.iter().map(device).collect::<Vec<_>>()
         };

@@ -1,6 +1,6 @@
 //! What memory is really doing: looks at devices and engines, their history, and what to be warned of.
 //!
-//! - [`look`]: what was seen at one time, by whom it is held; what could not be seen is unknown, never zero
+//! - [`look`]: what was seen at one time, by whom it is held (`owners`); what could not be seen is unknown, never zero
 //! - [`history`]: a bounded past of what is free, and where it is going
 //! - [`alarm`]: what is wrong or about to be, with its cause and what to do
 //! - [`forensic`]: why an engine died of memory
@@ -11,6 +11,7 @@ pub mod alarm;
 pub mod forensic;
 pub mod history;
 pub mod look;
+mod owners;
 
 pub use alarm::{Alarm, AlarmKind, alarms};
 pub use history::History;

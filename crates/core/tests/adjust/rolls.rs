@@ -120,6 +120,7 @@ impl World {
         let of = |(one, config, _): &(PlannedInstance, Digest, u64)| RunningInstance {
             id: one.id.clone(),
             config: config.clone(),
+            node: one.node.clone(),
             pid: 1,
             pids: vec![1],
             group: 1,

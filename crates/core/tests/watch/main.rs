@@ -7,3 +7,4 @@ mod alarms;
 mod chance;
 mod hours;
 mod looks;
+mod owners;

@@ -8,7 +8,7 @@ use hyper::Method;
 use serde_json::{Map, Value, json};
 
 use super::replica::keep;
-use super::{App, Replica, Shared};
+use super::{App, Hold, Inner, Replica, Shared};
 use crate::http::{Answer, Answers, Asked};
 
 pub(super) struct Dashboard(pub(super) Arc<Shared>);
@@ -51,7 +51,7 @@ fn take(shared: &Shared, path: &str, body: &Value) -> Answer {
     let (Some(card), Some(bytes)) = (card, body["bytes"].as_u64()) else {
         return Answer::text(400, "POST {\"bytes\": 0} to NODE/GPU of those that there are\n");
     };
-    shared.inner().held.entry(card).or_default().insert("a stranger".to_owned(), bytes);
+    shared.inner().hold(&card, "a stranger", bytes);
     shared.changed.notify_waiters();
     Answer::text(200, "")
 }
@@ -68,14 +68,23 @@ fn package(shared: &Shared, method: &Method, path: &str) -> Answer {
     }
 }
 
-/// The last line of an instance's log: `filename=berth/ID-PID.log`.
+/// The last line of an instance's log, `filename=berth/ID-PID.log`, or its processes, `.processes`.
 fn log(shared: &Shared, path: &str) -> Answer {
     let file = path.split(['?', '&']).find_map(|part| part.strip_prefix("filename=berth/"));
-    let instance = file.and_then(|file| file.rsplit_once('-')).map(|(instance, _)| instance);
-    match instance.and_then(|instance| shared.inner().logs.get(instance).cloned()) {
-        Some(line) => Answer::text(200, line),
-        None => Answer::text(404, "no such file"),
-    }
+    let inner = shared.inner();
+    let text = file.and_then(|file| {
+        let (instance, rest) = file.rsplit_once('-')?;
+        match rest.ends_with(".processes") {
+            true => Some(json!(processes(&inner, instance)).to_string()),
+            false => inner.logs.get(instance).cloned(),
+        }
+    });
+    text.map_or_else(|| Answer::text(404, "no such file"), |text| Answer::text(200, text))
+}
+
+/// The processes that an instance has beside its replica's: those on GPUs.
+fn processes(inner: &Inner, instance: &str) -> Vec<u32> {
+    inner.held.values().filter_map(|held| held.get(instance)).map(|hold| hold.pid).collect()
 }
 
 /// Loses a machine, or brings it back: `{"alive": false}`.
@@ -122,11 +131,16 @@ fn summary(shared: &Shared) -> Value {
         let gpus = node.devices.iter().filter_map(|device| {
             let DeviceKind::Gpu { index, name } = &device.kind else { return None };
             let card = (node.name.clone(), device.id.0.clone());
-            let held: u64 = inner.held.get(&card).into_iter().flatten().map(|(_, held)| held).sum();
+            let held: u64 = inner.held(&card).map(|hold| hold.bytes).sum();
+            let process = |hold: &Hold| {
+                json!({ "pid": hold.pid, "gpuMemoryUsage": hold.bytes >> 20, "gpuUtilization": 0 })
+            };
+            let processes: Vec<Value> = inner.held(&card).map(process).collect();
             Some(json!({
                 "index": index, "name": name, "uuid": device.id,
                 "memoryTotal": mib(device.total.0),
                 "memoryUsed": mib(device.used_by_others.0 + held),
+                "processesPids": processes,
             }))
         });
         let gpus: Vec<Value> = gpus.collect();

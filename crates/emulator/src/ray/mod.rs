@@ -78,13 +78,20 @@ struct Inner {
     /// Command lines of engines that ran from the beginning: what has run starts again, whatever is
     /// reckoned.
     proven: BTreeSet<Vec<String>>,
-    /// Bytes of each instance on each GPU.
-    held: BTreeMap<Card, BTreeMap<String, u64>>,
+    /// What each instance holds of each GPU.
+    held: BTreeMap<Card, BTreeMap<String, Hold>>,
     /// What Ollama has pulled on each node.
     pulled: BTreeMap<String, Pulled>,
     /// The last line of each instance's log.
     logs: BTreeMap<String, String>,
     next_pid: u32,
+}
+
+/// What one process holds of a GPU: an engine has one for each of its GPUs.
+#[derive(Clone, Copy, Debug)]
+struct Hold {
+    pid: u32,
+    bytes: u64,
 }
 
 #[derive(Debug)]
@@ -172,6 +179,22 @@ impl Shared {
 }
 
 impl Inner {
+    fn new_pid(&mut self) -> u32 {
+        self.next_pid += 1;
+        self.next_pid
+    }
+
+    /// Has somebody hold so much of a GPU.
+    fn hold(&mut self, card: &Card, who: &str, bytes: u64) {
+        let known = self.held.get(card).and_then(|held| held.get(who)).map(|hold| hold.pid);
+        let pid = known.unwrap_or_else(|| self.new_pid());
+        self.held.entry(card.clone()).or_default().insert(who.to_owned(), Hold { pid, bytes });
+    }
+
+    fn held(&self, card: &Card) -> impl Iterator<Item = &Hold> {
+        self.held.get(card).into_iter().flatten().map(|(_, hold)| hold)
+    }
+
     fn id(&self, node: &str) -> String {
         let life = self.lives.get(node).copied().unwrap_or(0);
         format!("{:0>8x}{life:04x}", fingerprint(node))

@@ -24,11 +24,7 @@ pub(super) async fn keep(shared: Arc<Shared>, name: String, config: Value, runs_
     let mut is_first = true;
     loop {
         let node = place(&shared, &config).await;
-        let pid = {
-            let mut inner = shared.inner();
-            inner.next_pid += 1;
-            inner.next_pid
-        };
+        let pid = shared.inner().new_pid();
         show(
             &shared,
             &name,
@@ -362,7 +358,7 @@ pub(super) fn gpu(shared: &Shared, card: &Card, is_empty: bool) -> Option<Gpu> {
     let gpu = Gpu::of_device(device)?;
     let held: u64 = match is_empty {
         true => 0,
-        false => shared.inner().held.get(card).into_iter().flatten().map(|(_, held)| held).sum(),
+        false => shared.inner().held(card).map(|hold| hold.bytes).sum(),
     };
     Some(gpu.with_others(gpu.used_by_others + Bytes(held)))
 }
@@ -396,7 +392,7 @@ impl Held {
     pub(super) fn set(&self, bytes: &[Bytes]) {
         let mut inner = self.shared.inner();
         for (card, bytes) in self.cards.iter().zip(bytes) {
-            inner.held.entry(card.clone()).or_default().insert(self.instance.clone(), bytes.0);
+            inner.hold(card, &self.instance, bytes.0);
         }
     }
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use berth_control::clock::now_ms;
+use berth_control::ray::Processes;
 use berth_control::{Journal, watch};
 use berth_core::inventory::{DeviceId, InstanceId};
 use berth_core::plan::{Plan, PlannedDevice, PlannedInstance};
@@ -24,6 +25,7 @@ const DEATHS: u32 = 100;
 pub(super) struct Watched {
     plan: Plan,
     state_id: String,
+    processes: Processes,
     since_ms: u64,
     /// Those that saw every device of the plan.
     looks: u32,
@@ -43,6 +45,7 @@ impl Watched {
         Self {
             plan: plan.clone(),
             state_id,
+            processes: Processes::default(),
             since_ms: now_ms(),
             looks: 0,
             missing: BTreeSet::new(),
@@ -72,7 +75,7 @@ impl Watched {
     }
 
     async fn look(&mut self) {
-        let look = watch::look(&self.state_id, &self.plan).await;
+        let look = watch::look(&self.state_id, &self.plan, &mut self.processes).await;
         self.add(&look);
     }
 

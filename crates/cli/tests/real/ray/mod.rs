@@ -10,6 +10,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::harness::{Berth, SMOLLM, fetched, send, wait_until};
+use berth_cluster::ray::{Ray, serve};
 use cluster::{RayCluster, WORKERS};
 
 /// A model on GPUs that are only counted: the engine is built for processors.
@@ -75,6 +76,7 @@ fn a_ray_cluster() {
         ["big", "pool", "one", "two"].iter().all(|model| answers(&berth, model))
     });
     a_second_berth_is_refused(&berth, &ray);
+    an_engines_processes_are_listed(&berth, &ray);
     a_replica_is_killed(&berth, &ray);
     the_dashboard_is_away(&berth, &ray);
     a_machine_is_lost_and_comes_back(&berth, &mut ray);
@@ -220,6 +222,24 @@ fn a_second_berth_is_refused(berth: &Berth, ray: &RayCluster) {
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(!refused.status.success() && said.contains("another berth ("), "{said}");
     spec(berth, ray, &case());
+}
+
+/// What tells whose memory a GPU's processes hold, where there is one.
+fn an_engines_processes_are_listed(berth: &Berth, ray: &RayCluster) {
+    let dashboard = Ray::new(&ray.url(), None);
+    for id in ["one-0", "two-0"] {
+        let port = berth.instance(id)["port"].to_string();
+        let is_engine = |pid: &u32| {
+            let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            line.split('\0').any(|word| word == port)
+        };
+        let serving = serve::read(&dashboard).unwrap();
+        let replica = &serving.applications[&format!("berth-{id}")].replicas[0];
+        wait_until("its processes are listed", || {
+            let listed = serve::processes(&dashboard, id, replica).unwrap_or_default();
+            !listed.is_empty() && listed.iter().all(is_engine)
+        });
+    }
 }
 
 fn a_replica_is_killed(berth: &Berth, ray: &RayCluster) {

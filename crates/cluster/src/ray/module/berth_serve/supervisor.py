@@ -25,6 +25,7 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -34,6 +35,8 @@ import ollama
 
 GRACE_S = 20
 TICK_S = 0.25
+# Between two looks at which processes an engine has.
+LIST_EVERY_S = 2
 # Between two looks at whether a library's model is still loaded.
 LOOK_EVERY_S = 5
 # An instance that shall start first holds nobody up for longer, and for less where there is none.
@@ -236,7 +239,7 @@ def start(order: dict, own) -> subprocess.Popen:
     if order["sleeps"]:
         command, environment = command + GUARDED, with_developer_routes(environment)
     try:
-        return subprocess.Popen(
+        engine = subprocess.Popen(
             command,
             cwd=folder,
             env=environment,
@@ -249,6 +252,39 @@ def start(order: dict, own) -> subprocess.Popen:
     except OSError as error:
         why = f"{order['command'][0]} can't be started: {error}"
         raise Refused(why, "cannot_start") from error
+    threading.Thread(target=keep_list, args=(order, engine), daemon=True).start()
+    return engine
+
+
+def keep_list(order: dict, engine: subprocess.Popen):
+    """Lists an engine's processes beside its log, for who sees which process holds a GPU's memory."""
+    path, listed = Path(order["log"]).with_suffix(".processes"), None
+    while engine.returncode is None:
+        found = processes_of(engine.pid)
+        if found != listed:
+            new = path.with_suffix(".new")
+            try:
+                new.write_text(json.dumps(found))
+                new.replace(path)
+                listed = found
+            except OSError:
+                # A full disk: later, then.
+                pass
+        time.sleep(LIST_EVERY_S)
+    path.unlink(missing_ok=True)
+
+
+def processes_of(session: int) -> list:
+    """All processes of a session: an engine begins one, and what it starts is of it."""
+    found = []
+    for name in os.listdir("/proc"):
+        try:
+            if name.isdigit() and os.getsid(int(name)) == session:
+                found.append(int(name))
+        except OSError:
+            # It has ended meanwhile.
+            continue
+    return sorted(found)
 
 
 def with_developer_routes(environment: dict) -> dict:
