@@ -53,8 +53,7 @@ impl<'a> Owners<'a> {
             |id: &&InstanceId| holders.iter().any(|one| one.instance.as_ref() == Some(*id));
         let mut expected =
             self.expected.get(&(node.name.as_str(), &device.id)).into_iter().flatten();
-        let is_plausible =
-            expected.all(|id| is_found(&id)) || device.used_by_others - own <= DRIVERS;
+        let is_plausible = expected.all(is_found) || device.used_by_others - own <= DRIVERS;
         is_plausible.then_some(holders)
     }
 }

@@ -12,8 +12,10 @@ use crate::looks::plan;
 
 /// Processes of the GPU with their MiB, where they are seen.
 type Seen<'a> = Option<&'a [(u32, u64)]>;
+/// What runs, where, and its processes.
+type Running<'a> = &'a [(&'a str, &'a str, &'a [u32])];
 
-fn inventory(used: u64, seen: Seen<'_>, instances: &[(&str, &str, &[u32])]) -> Inventory {
+fn inventory(used: u64, seen: Seen<'_>, instances: Running<'_>) -> Inventory {
     let process = |(pid, mib): &(u32, u64)| DeviceProcess { pid: *pid, bytes: Bytes::mib(*mib) };
     let device = Device {
         id: DeviceId("gpu:0".to_owned()),
@@ -43,9 +45,9 @@ fn inventory(used: u64, seen: Seen<'_>, instances: &[(&str, &str, &[u32])]) -> I
 
 #[test]
 fn holders_are_seen_or_unknown_and_never_wrong() {
-    let mine: &[(&str, &str, &[u32])] = &[("a-0", "n", &[7, 8])];
+    let mine: Running<'_> = &[("a-0", "n", &[7, 8])];
     // What is used, who is seen to hold how much, what runs; what berth's instances hold and what others do.
-    let rows: &[(u64, Seen<'_>, &[(&str, &str, &[u32])], Option<(u64, u64)>)] = &[
+    let rows: [(u64, Seen<'_>, Running<'_>, Option<(u64, u64)>); 12] = [
         (12_400, Some(&[(8, 12_000)]), mine, Some((12_000, 400))),
         (12_400, Some(&[(7, 500), (8, 11_500)]), mine, Some((12_000, 400))),
         (15_400, Some(&[(8, 12_000), (99, 3_000)]), mine, Some((12_000, 3_400))),
@@ -67,10 +69,10 @@ fn holders_are_seen_or_unknown_and_never_wrong() {
         (12_400, Some(&[(9, 12_000)]), &[("old-0", "n", &[9])], Some((12_000, 400))),
     ];
     for (used, seen, instances, want) in rows {
-        let look = Look::of_inventory(&inventory(*used, *seen, instances), &plan(), 0);
+        let look = Look::of_inventory(&inventory(used, seen, instances), &plan(), 0);
         let device = &look.devices[0];
         let want = want.map(|(own, others)| (Bytes::mib(own), Bytes::mib(others)));
         assert_eq!(device.own().zip(device.foreign()), want, "{used} {seen:?} {instances:?}");
-        assert_eq!(device.used, Some(Bytes::mib(*used)));
+        assert_eq!(device.used, Some(Bytes::mib(used)));
     }
 }
