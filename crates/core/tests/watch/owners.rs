@@ -14,6 +14,8 @@ use crate::looks::plan;
 type Seen<'a> = Option<&'a [(u32, u64)]>;
 /// What runs, where, and its processes.
 type Running<'a> = &'a [(&'a str, &'a str, &'a [u32])];
+/// What is used, who is seen to hold how much, what runs; what berth's instances hold and what others do.
+type Row<'a> = (u64, Seen<'a>, Running<'a>, Option<(u64, u64)>);
 
 fn inventory(used: u64, seen: Seen<'_>, instances: Running<'_>) -> Inventory {
     let process = |(pid, mib): &(u32, u64)| DeviceProcess { pid: *pid, bytes: Bytes::mib(*mib) };
@@ -46,8 +48,7 @@ fn inventory(used: u64, seen: Seen<'_>, instances: Running<'_>) -> Inventory {
 #[test]
 fn holders_are_seen_or_unknown_and_never_wrong() {
     let mine: Running<'_> = &[("a-0", "n", &[7, 8])];
-    // What is used, who is seen to hold how much, what runs; what berth's instances hold and what others do.
-    let rows: [(u64, Seen<'_>, Running<'_>, Option<(u64, u64)>); 12] = [
+    let rows: [Row<'_>; 12] = [
         (12_400, Some(&[(8, 12_000)]), mine, Some((12_000, 400))),
         (12_400, Some(&[(7, 500), (8, 11_500)]), mine, Some((12_000, 400))),
         (15_400, Some(&[(8, 12_000), (99, 3_000)]), mine, Some((12_000, 3_400))),
