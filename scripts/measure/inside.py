@@ -14,8 +14,9 @@ import sys
 faulthandler.register(signal.SIGUSR1)
 case = json.loads(sys.argv[1])
 
+import loads
 import torch
-from vllm import LLM, SamplingParams
+from vllm import LLM
 from vllm.distributed.device_communicators import custom_all_reduce, pynccl, symm_mem
 from vllm.v1.worker import gpu_worker
 
@@ -34,6 +35,15 @@ def tell(point, **more):
     held = {key: stats.get(name, 0) for key, name in torch_keys.items()}
     rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
     say("@@MEMORY " + json.dumps(dict(rank=rank, point=point, used=total - free, total=total, **held, **more)))
+
+
+def tell_segments(point):
+    """The same with every segment that isn't a graph's: its size, what of it is taken, and its largest free block."""
+    segments = []
+    for segment in torch.cuda.memory_snapshot():
+        free = [block["size"] for block in segment["blocks"] if block["state"] == "inactive"]
+        segments.append([segment["total_size"], segment["allocated_size"], max(free, default=0), segment["segment_pool_id"][1]])
+    tell(point, segments=sorted(segments, reverse=True))
 
 
 def around(owner, name, before=None, after=None):
@@ -65,7 +75,7 @@ around(symm_mem.SymmMemCommunicator, "__init__", before="before_symmetric", afte
 for method, point in [("init_device", "snapshot"), ("load_model", "weights"), ("determine_available_memory", "profiled"),
                       ("initialize_from_config", "cache"), ("compile_or_warm_up_model", "warm")]:
     around(gpu_worker.Worker, method, after=point)
-gpu_worker.Worker.tell = lambda self, point: tell(point)
+gpu_worker.Worker.tell = lambda self, point: tell_segments(point)
 
 say("@@IMPORTED")
 for command in map(str.strip, sys.stdin):
@@ -74,11 +84,9 @@ for command in map(str.strip, sys.stdin):
         llm.collective_rpc("tell", args=("ready",))
         say("@@READY")
     elif command == "load":
-        count, prompt, output = case.get("load", (64, 900, 16))
-        prompts = [{"prompt_token_ids": [(7 * i + j) % 1000 + 300 for j in range(prompt)]} for i in range(count)]
-        sampling = SamplingParams(max_tokens=output, ignore_eos=True, temperature=0.8, top_p=0.9, detokenize=False)
-        llm.generate(prompts, sampling, use_tqdm=False)
-        llm.collective_rpc("tell", args=("served",))
+        for point, prompts, sampling in loads.of(case, llm):
+            llm.generate(prompts, sampling, use_tqdm=False)
+            llm.collective_rpc("tell", args=(point,))
         say("@@LOADED")
     else:
         break

@@ -5,10 +5,16 @@ use serde_json::Value;
 
 use crate::data;
 
+/// What an error may be, as a share of what was measured.
+type Bounds = std::ops::RangeInclusive<f64>;
+
+/// One load leaves less behind than the most that loads of every order leave, which is what is planned.
+const AFTER_ONE_LOAD: Bounds = -0.005..=0.026;
+
 const GIB: f64 = (1_u64 << 30) as f64;
 
 /// What is wrong with the prediction of a row.
-fn check(row: &Value, process: std::ops::RangeInclusive<f64>) -> Vec<String> {
+fn check(row: &Value, process: Bounds, served: Bounds) -> Vec<String> {
     let fit = data::predict(row);
     let measured = &row["measured"];
     let mut wrong = Vec::new();
@@ -23,24 +29,24 @@ fn check(row: &Value, process: std::ops::RangeInclusive<f64>) -> Vec<String> {
         }
     }
     let Some(stage) = fit.stages.first() else { return wrong };
-    let mut expect =
-        |what: &str, predicted: f64, measured: &Value, bounds: std::ops::RangeInclusive<f64>| {
-            let Some(measured) = measured.as_f64().filter(|value| *value != 0.0) else { return };
-            let error = predicted / measured - 1.0;
-            if !bounds.contains(&error) {
-                wrong.push(format!(
-                    "{what} {:+.2} %: {predicted:.3}, measured {measured}",
-                    error * 100.0
-                ));
-            }
-        };
+    let mut expect = |what: &str, predicted: f64, measured: &Value, bounds: Bounds| {
+        let Some(measured) = measured.as_f64().filter(|value| *value != 0.0) else { return };
+        let error = predicted / measured - 1.0;
+        if !bounds.contains(&error) {
+            wrong.push(format!(
+                "{what} {:+.2} %: {predicted:.3}, measured {measured}",
+                error * 100.0
+            ));
+        }
+    };
     let gib = |bytes: Bytes| bytes.0 as f64 / GIB;
     // The log's two decimals are 1 % of half a GiB.
     expect("weights", gib(stage.weights), &measured["weights_gib"], -0.01..=0.01);
     expect("tokens", fit.kv_cache_tokens as f64, &measured["kv_cache_tokens"], -0.01..=0.01);
     expect("concurrency", fit.max_concurrency, &measured["max_concurrency"], -0.01..=0.01);
-    for (what, bytes) in [("ready", stage.ready), ("served", stage.served), ("peak", stage.peak)] {
-        expect(what, bytes.0 as f64, &measured[format!("process_bytes_{what}")], process.clone());
+    expect("ready", stage.ready.0 as f64, &measured["process_bytes_ready"], process.clone());
+    for (what, bytes) in [("served", stage.served), ("peak", stage.peak)] {
+        expect(what, bytes.0 as f64, &measured[format!("process_bytes_{what}")], served.clone());
     }
     let total = measured["process_bytes_ready"].as_f64().unwrap_or(f64::INFINITY);
     let cache = measured["kv_cache_gib"].as_f64().unwrap_or(stage.kv_cache as f64 / GIB);
@@ -50,14 +56,16 @@ fn check(row: &Value, process: std::ops::RangeInclusive<f64>) -> Vec<String> {
     wrong
 }
 
-fn check_file(file: &str, expected: usize, process: std::ops::RangeInclusive<f64>) {
+fn check_file(file: &str, expected: usize, process: Bounds, served: Bounds) {
     let rows = data::rows(file);
     assert_eq!(rows.len(), expected, "{file} has lost or gained rows");
     let wrong: Vec<String> = rows
         .iter()
         .flat_map(|row| {
             let name = row["name"].as_str().unwrap().to_owned();
-            check(row, process.clone()).into_iter().map(move |what| format!("{name}: {what}"))
+            check(row, process.clone(), served.clone())
+                .into_iter()
+                .map(move |what| format!("{name}: {what}"))
         })
         .collect();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
@@ -66,26 +74,32 @@ fn check_file(file: &str, expected: usize, process: std::ops::RangeInclusive<f64
 /// The rows that the calibration comes from.
 #[test]
 fn h100_rows_are_met() {
-    check_file("vllm-h100.jsonl", 13, -0.005..=0.006);
+    check_file("vllm-h100.jsonl", 13, -0.005..=0.006, AFTER_ONE_LOAD);
 }
 
 /// Another card, mostly other models.
 #[test]
 fn h200_rows_are_met() {
-    check_file("vllm-h200.jsonl", 11, -0.005..=0.005);
+    check_file("vllm-h200.jsonl", 11, -0.005..=0.005, AFTER_ONE_LOAD);
 }
 
 /// Rows with PyTorch's own figures, measured from within the process.
 #[test]
 fn h200_rows_from_within_are_met() {
-    check_file("vllm-h200-inside.jsonl", 15, -0.005..=0.005);
+    check_file("vllm-h200-inside.jsonl", 15, -0.005..=0.005, AFTER_ONE_LOAD);
 }
 
 /// Starts that were measured once all of the above was frozen, of kinds that were not there before:
 /// experts with graphs, and Mistral with graphs and a batch of 4096.
 #[test]
 fn later_h200_rows_are_met() {
-    check_file("vllm-h200-later.jsonl", 2, -0.005..=0.005);
+    check_file("vllm-h200-later.jsonl", 2, -0.005..=0.005, AFTER_ONE_LOAD);
+}
+
+/// Prompts of every length alone, the longest contexts, full batches, bursts: what they leave behind together.
+#[test]
+fn growth_is_met() {
+    check_file("vllm-growth.jsonl", 18, -0.005..=0.005, -0.005..=0.011);
 }
 
 /// What PyTorch reserved, and the pool of the graphs: the replay of its allocator, without anything
@@ -106,7 +120,7 @@ fn the_allocator_is_met() {
         let bounds = if is_eager { -25.0..=5.0 } else { -80.0..=140.0 };
         let name = &row["name"];
         assert!(bounds.contains(&ready), "{name}: {ready:+} MiB when ready");
-        assert!(bounds.contains(&served), "{name}: {served:+} MiB after load");
+        assert!(served >= *bounds.start(), "{name}: {served:+} MiB after load");
         assert!(pool.abs() <= 14.0, "{name}: {pool:+} MiB in the graphs' pool");
     }
 }
@@ -122,7 +136,7 @@ fn a_wrong_row_is_seen() {
         ("/measured/process_bytes_ready", 70_000_000_000_u64.into()),
     ] {
         let right = std::mem::replace(row.pointer_mut(pointer).unwrap(), value);
-        assert!(!check(&row, -0.005..=0.006).is_empty(), "{pointer}");
+        assert!(!check(&row, -0.005..=0.006, AFTER_ONE_LOAD).is_empty(), "{pointer}");
         *row.pointer_mut(pointer).unwrap() = right;
     }
 }

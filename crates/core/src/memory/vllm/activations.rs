@@ -156,21 +156,37 @@ impl<'a> Passes<'a> {
         hidden: BlockId,
         residual: BlockId,
     ) -> (BlockId, BlockId) {
-        let (normed, first_residual) = (self.allocate(unit), self.allocate(unit));
+        let first_residual = self.allocate(unit);
+        let normed = self.gemma_norm(rows, unit);
         let attended = self.attention(rows);
         self.release(normed);
-        let after_attention = self.allocate(unit);
+        let after_attention = self.gemma_norm(rows, unit);
         self.release(attended);
-        let (normed, new_residual) = (self.allocate(unit), self.allocate(unit));
+        let new_residual = self.allocate(unit);
+        let normed = self.gemma_norm(rows, unit);
         self.release(after_attention);
         self.release(first_residual);
         let out = self.feed_forward(rows, unit);
         self.release(normed);
-        let after_feed_forward = self.allocate(unit);
+        let after_feed_forward = self.gemma_norm(rows, unit);
         self.release(out);
         self.release(hidden);
         self.release(residual);
         (after_feed_forward, new_residual)
+    }
+
+    /// Gemma's norm in PyTorch's own operations (`GemmaRMSNorm.forward_native`): each is a new tensor in fp32.
+    fn gemma_norm(&mut self, rows: u64, unit: u64) -> BlockId {
+        let in_fp32 = rows * self.model.hidden * 4;
+        let widened = self.allocate(in_fp32);
+        self.touch(in_fp32);
+        let scaled = self.allocate(in_fp32);
+        self.release(widened);
+        let weighted = self.allocate(in_fp32);
+        self.release(scaled);
+        let normed = self.allocate(unit);
+        self.release(weighted);
+        normed
     }
 
     fn attention(&mut self, rows: u64) -> BlockId {
@@ -292,8 +308,10 @@ impl<'a> Passes<'a> {
         self.release(hidden);
         let peak = self.allocator.peak_allocated.saturating_sub(before);
         self.allocator.max_split = u64::MAX;
-        if self.args.eager && self.model.qkv_bias && self.args.quantization.is_none() {
-            // Measured with Qwen 2.5 alone, cause not found: one projection's segment stays.
+        let is_small = tokens < 8192;
+        if self.args.eager && self.model.qkv_bias && self.args.quantization.is_none() && is_small {
+            // Measured with Qwen 2.5 alone, at 2,048 tokens and not at 8,192, cause not found: one projection's segment
+            // stays.
             let inner = self.model.intermediate / self.args.tensor_parallel;
             self.allocate(tokens * 2 * inner * self.args.dtype_bytes);
         }
@@ -374,23 +392,48 @@ impl<'a> Passes<'a> {
         self.release(hidden);
     }
 
-    /// A full batch under load. Between pipeline stages each has as many batches under way as there are
-    /// stages, whose hidden states and residuals, received and sent, are tensors of their own: a bound,
-    /// since it depends on who waits for whom.
+    /// Load of any order. Tensors of a batch that is longer than all before find no cached segment that is large
+    /// enough, and what was cached stays: what is left behind depends on the order that lengths come in, and has no
+    /// bound but the steps of a segment's size. Reckoned is a batch that is nearly full before a full one, which is
+    /// the most that two can leave, and what was measured (data/vllm-growth.jsonl).
+    ///
+    /// Between pipeline stages each has as many batches under way as there are stages, whose hidden states and
+    /// residuals, received and sent, are tensors of their own: a bound, since it depends on who waits for whom.
     pub fn serve(&mut self) {
         const STATES: usize = 4;
         let stages = self.args.stages();
         let under_way = if stages > 1 { STATES * stages } else { 0 };
         let state = self.args.batched_tokens * self.model.hidden * self.args.dtype_bytes;
         let states: Vec<BlockId> = (0..under_way).map(|_| self.allocate(state)).collect();
-        let hidden = self.forward(self.args.batched_tokens);
-        if self.is_last {
-            let logits = self.logits(self.args.sequences);
-            self.release(logits);
+        let all = self.args.batched_tokens;
+        for tokens in [all - all / 16, all] {
+            let hidden = self.forward(tokens);
+            if self.is_last {
+                let logits = self.logits(self.args.sequences.min(tokens));
+                self.release(logits);
+            }
+            self.release(hidden);
         }
-        self.release(hidden);
         for state in states {
             self.release(state);
+        }
+        self.split_attention();
+    }
+
+    /// FlashAttention 3's partial results in fp32: with graphs, batches no larger than what is captured are split in as
+    /// many parts as a graph may need, prompts among them too (`flash_attn.py`, `max_num_splits`; 0.26). Four lengths
+    /// are reckoned, each longer than the last.
+    fn split_attention(&mut self) {
+        const SPLITS: u64 = 32;
+        const EIGHTHS: [u64; 4] = [5, 6, 7, 8];
+        if self.args.eager || !self.card.is_hopper() {
+            return;
+        }
+        let captured = graphs::capture_sizes(self.args, self.facts, self.card);
+        let most = captured.last().copied().unwrap_or(0);
+        let heads = weights::rank_heads(self.model, self.args);
+        for tokens in EIGHTHS.map(|part| part * most / 8) {
+            self.touch(SPLITS * heads * tokens * self.model.head_dim * 4);
         }
     }
 }

@@ -77,7 +77,10 @@ pub(super) fn all(start: &Start<'_>, stage: &Stage<'_>, held: &Held) -> Footprin
     terms.calibrated(
         "served_growth",
         Bytes(served) - Bytes(ready) + first_requests,
-        format!("a batch of {} tokens, and kernels", args.batched_tokens),
+        format!(
+            "batches of up to {} tokens in the order that leaves most, and kernels",
+            args.batched_tokens
+        ),
     );
     if !args.eager {
         let graphs = stage.graphs;
