@@ -30,6 +30,8 @@ from pathlib import Path
 from typing import Callable, NoReturn
 
 DATA = Path(__file__).resolve().parent.parent / "data"
+# Starts on one GPU that were measured after one and the same load.
+LOADED_ONCE = ("vllm-h100", "vllm-h200", "vllm-h200-inside")
 GIB = 1 << 30
 # An under-estimate by more than this counts; the two decimals of vLLM's log hide up to 0.3 %.
 TOLERANCE = 0.005
@@ -331,7 +333,7 @@ def rows_table(rows: list[Row]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Compare berth with other memory estimators.")
     parser.add_argument("--berth", type=Path, required=True, help="the binary")
-    parser.add_argument("--rows", type=Path, nargs="+", default=sorted(DATA.glob("vllm-*.jsonl")))
+    parser.add_argument("--rows", type=Path, nargs="+", default=[DATA / f"{name}.jsonl" for name in LOADED_ONCE])
     parser.add_argument("--models", type=Path, default=DATA / "configs", help="has NAME.json for each model")
     parser.add_argument("--rows-table", action="store_true", help="print every row as well")
     args = parser.parse_args()
