@@ -500,3 +500,37 @@ fn ollama_is_looked_after() {
     let (code, text) = rehearsal.run(&["apply", "-f", rehearsal.spec.to_str().unwrap()]);
     assert!(code == 2 && text.contains("`ollama serve` takes no arguments"), "{text}");
 }
+
+/// Somebody has Ollama drop its model again and again while it is proved.
+#[test]
+fn a_dropped_model_is_no_proof() {
+    let spec = "[[cluster.nodes]]\nnames = \"n0\"\ngpu = \"A10\"\n\
+                [models.small]\nsource = \"amsaravi/medgemma-4b-it:q8\"\nengine = \"ollama\"\n\
+                facts = { model = \"medgemma-4b\", type = \"q8_0\" }\n\
+                devices = [\"gpu:0\"]\nflags = { num_ctx = 4096 }\n";
+    let rehearsal = Rehearsal::start(spec, &[]);
+    let instance = rehearsal.instances().remove(0);
+    let engine = format!("http://{}:{}", instance["host"].as_str().unwrap(), instance["port"]);
+    let is_over = std::sync::atomic::AtomicBool::new(false);
+    let (code, text) = std::thread::scope(|threads| {
+        threads.spawn(|| {
+            let body = json!({ "model": "amsaravi/medgemma-4b-it:q8", "keep_alive": 0 });
+            let started = Instant::now();
+            while !is_over.load(std::sync::atomic::Ordering::Relaxed) {
+                // Longer than between two looks, so that one sees it gone, and one there again.
+                if started.elapsed().as_secs() % 4 >= 2 {
+                    drop(ureq::post(format!("{engine}/api/generate")).send(body.to_string()));
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        });
+        let proved = rehearsal.run(&["prove", "--duration", "5", "--rate", "2", "--json"]);
+        is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+        proved
+    });
+    assert_eq!(code, 1, "{text}");
+    let json = text.find('{').and_then(|at| text.rfind('}').map(|end| &text[at..=end]));
+    let report: Value = serde_json::from_str(json.unwrap()).unwrap();
+    assert!(report["memory"]["instances"][0]["evictions"].as_u64() > Some(0), "{text}");
+    assert!(text.contains("small-0 dropped its model "), "{text}");
+}

@@ -210,7 +210,7 @@ fn at_ray(
 }
 
 /// What the engines that run say, all asked at once.
-async fn engines(plan: &Plan, running: &BTreeSet<InstanceId>) -> Vec<EngineLook> {
+pub async fn engines(plan: &Plan, running: &BTreeSet<InstanceId>) -> Vec<EngineLook> {
     let runs = |one: &&PlannedInstance| running.contains(&one.id);
     let asking = plan.instances.iter().filter(runs).filter_map(|one| {
         let address = SocketAddr::new(one.host.parse().ok()?, one.port);

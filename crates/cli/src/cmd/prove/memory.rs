@@ -1,7 +1,7 @@
 //! What memory did meanwhile: the least that was free, the most that each instance held, who started anew.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use berth_control::clock::now_ms;
 use berth_control::ray::Processes;
@@ -9,7 +9,7 @@ use berth_control::{Journal, watch};
 use berth_core::inventory::{DeviceId, InstanceId};
 use berth_core::plan::{Plan, PlannedDevice, PlannedInstance};
 use berth_core::units::Bytes;
-use berth_core::watch::Look;
+use berth_core::watch::{EngineLook, Look};
 use berth_load::verdict::{DeviceSeen, InstanceSeen, MemorySeen};
 
 use crate::failure::Failure;
@@ -56,11 +56,21 @@ impl Watched {
         }
     }
 
-    /// Looks for as long as it is let.
+    /// Looks for as long as it is let, and more often at what may be gone for a moment only.
     pub(super) async fn look_on(&mut self) {
+        let libraries = self.plan.instances.iter().filter(|one| one.library.is_some());
+        let libraries: BTreeSet<InstanceId> = libraries.map(|one| one.id.clone()).collect();
+        let mut looked = None;
         loop {
-            self.look().await;
-            tokio::time::sleep(self.pause()).await;
+            if looked.is_none_or(|looked: Instant| looked.elapsed() >= self.pause()) {
+                looked = Some(Instant::now());
+                self.look().await;
+            } else {
+                for engine in watch::engines(&self.plan, &libraries).await {
+                    self.add_engine(&engine);
+                }
+            }
+            tokio::time::sleep(LOOK).await;
         }
     }
 
@@ -100,14 +110,18 @@ impl Watched {
             }
         }
         for engine in &look.engines {
-            if let Some(held) = engine.held {
-                count_drop(self.dropped.entry(engine.instance.clone()).or_insert((0, held)), held);
-            }
-            let Some(put_off) = engine.preemptions else { continue };
-            let span = self.put_off.entry(engine.instance.clone()).or_insert((put_off, put_off));
-            // One that started anew counts from nothing.
-            *span = if put_off < span.1 { (0, put_off) } else { (span.0, put_off) };
+            self.add_engine(engine);
         }
+    }
+
+    fn add_engine(&mut self, engine: &EngineLook) {
+        if let Some(held) = engine.held {
+            count_drop(self.dropped.entry(engine.instance.clone()).or_insert((0, held)), held);
+        }
+        let Some(put_off) = engine.preemptions else { return };
+        let span = self.put_off.entry(engine.instance.clone()).or_insert((put_off, put_off));
+        // One that started anew counts from nothing.
+        *span = if put_off < span.1 { (0, put_off) } else { (span.0, put_off) };
     }
 
     /// What is free of a device, and what is left of it beside the plan.
