@@ -300,13 +300,17 @@ fn devices(plan: Plan, inventory: &Inventory) -> Vec<DeviceStatus> {
     let resident = plan.ray.is_none().then(resident);
     let look = Look::of_inventory(inventory, &plan, now_ms());
     // Who holds what may be unseen: then what is beyond the plan is others'.
-    let reckoned = Look::of_inventory(&inventory.clone().without(&plan), &plan, now_ms());
+    let reckoned = inventory.clone().without(&plan);
+    let beyond = |planned: &PlannedDevice| {
+        let node = reckoned.nodes.iter().find(|node| node.name == planned.node)?;
+        let device = node.devices.iter().find(|device| device.id == planned.device)?;
+        Some(device.used_by_others)
+    };
     let status = |planned: PlannedDevice| {
-        let seen = look.device(&planned.node, &planned.device);
-        let beyond = reckoned.device(&planned.node, &planned.device).and_then(|one| one.used);
+        let seen = look.device(&planned.node, &planned.device).filter(|seen| seen.used.is_some());
         let (observed, used_by_others) = match seen {
-            Some(_) if planned.device == DeviceId::host() => (resident, beyond),
-            Some(seen) => (seen.own(), seen.foreign().or(beyond)),
+            Some(_) if planned.device == DeviceId::host() => (resident, beyond(&planned)),
+            Some(seen) => (seen.own(), seen.foreign().or_else(|| beyond(&planned))),
             None => (None, None),
         };
         DeviceStatus { planned, observed, used_by_others }

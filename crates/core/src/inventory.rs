@@ -137,6 +137,11 @@ impl Device {
         matches!(self.kind, DeviceKind::Gpu { .. })
     }
 
+    /// Whether anybody has looked at what it holds: of a real one something is always used, by its driver or its kernel.
+    pub fn is_seen(&self) -> bool {
+        self.processes.is_some() || self.used_by_others > Bytes::ZERO
+    }
+
     /// Whether a selector means this device.
     pub fn is(&self, selector: &DeviceSelector) -> bool {
         match (selector, &self.kind) {

@@ -77,3 +77,16 @@ fn holders_are_seen_or_unknown_and_never_wrong() {
         assert_eq!(device.used, Some(Bytes::mib(used)));
     }
 }
+
+#[test]
+fn what_nobody_looked_at_is_unknown() {
+    for (used, seen, is_seen) in [
+        // A machine that is only written down, or whose reporter sees no GPU.
+        (0, None, false),
+        (600, None, true),
+        (0, Some(&[][..]), true),
+    ] {
+        let look = Look::of_inventory(&inventory(used, seen, &[]), &plan(), 0);
+        assert_eq!(look.devices[0].used.is_some(), is_seen, "{used} {seen:?}");
+    }
+}

@@ -77,6 +77,7 @@ fn a_ray_cluster() {
     });
     a_second_berth_is_refused(&berth, &ray);
     an_engines_processes_are_listed(&berth, &ray);
+    all_machines_are_proved_at_once(&berth);
     a_replica_is_killed(&berth, &ray);
     the_dashboard_is_away(&berth, &ray);
     a_machine_is_lost_and_comes_back(&berth, &mut ray);
@@ -240,6 +241,24 @@ fn an_engines_processes_are_listed(berth: &Berth, ray: &RayCluster) {
             !listed.is_empty() && listed.iter().all(is_engine)
         });
     }
+}
+
+/// Every model on four machines at once. The GPUs are only counted, so what they hold isn't seen, and no verdict is given.
+fn all_machines_are_proved_at_once(berth: &Berth) {
+    let ran = berth.run(&["prove", "--duration", "5", "--rate", "2", "--json"]);
+    let said = format!("{}\n{}", ran.stdout, ran.stderr);
+    assert_eq!(ran.code, Some(4), "{said}");
+    let report: Value = serde_json::from_str(&ran.stdout).unwrap();
+    let phases = report["summary"]["phases"].as_array().unwrap();
+    assert_eq!(phases.len(), 4, "{said}");
+    for phase in phases {
+        let (asked, ok) = (&phase["all"]["requests"], &phase["all"]["ok"]);
+        assert!(asked.as_u64() > Some(0) && asked == ok, "all are answered: {phase}");
+        let models = phase["models"].as_array().unwrap();
+        assert_eq!(models.len(), 4, "{phase}");
+    }
+    assert!(said.contains("gpu:0 on n3 was not seen"), "{said}");
+    tell("four machines are proved at once".to_owned());
 }
 
 fn a_replica_is_killed(berth: &Berth, ray: &RayCluster) {
