@@ -334,6 +334,12 @@ fn who_holds_what_is_seen() {
     let first = device();
     assert!(bytes(&first, "observed") > 0, "{first}");
     assert!(bytes(&first, "observed") <= bytes(&first, "planned"), "{first}");
+    let limit = |instance: &str| {
+        let ledger = rehearsal.status()["ledger"].take();
+        let of = ledger.as_array().unwrap().iter();
+        of.filter(|line| line["term"] == "limit").find(|line| line["instance"] == instance).cloned()
+    };
+    assert_eq!(limit("small-0").unwrap()["observed"], first["observed"], "{first}");
     let (before, room) = (bytes(&first, "used_by_others"), bytes(&first, "budget"));
 
     rehearsal.tell("gpus/n0/gpu:0", &json!({ "bytes": 2_u64 << 30 }));

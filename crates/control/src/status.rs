@@ -9,11 +9,12 @@ use berth_core::Digest;
 use berth_core::adjust::Freeze;
 use berth_core::inventory::{DeviceId, InstanceId, Inventory, ProcessMemory, RunningInstance};
 use berth_core::ledger::{self, Evidence, LedgerEntry};
-use berth_core::plan::{Plan, PlannedDevice, PlannedInstance};
+use berth_core::plan::{DeviceShare, Plan, PlannedDevice, PlannedInstance};
 use berth_core::reconcile::roll::{Seen, is_on_trial, on_the_way};
 use berth_core::reconcile::{Phase, with_rollbacks};
-use berth_core::spec::EngineKind;
+use berth_core::spec::{EngineKind, GatewaySpec};
 use berth_core::units::Bytes;
+use berth_core::watch::alarm::tolerance;
 use berth_core::watch::forensic::Report;
 use berth_core::watch::{Alarm, Look};
 use berth_engines::Diagnosis;
@@ -208,6 +209,9 @@ pub fn read(
     };
     let mut instances = Vec::new();
     let mut ledger = Vec::new();
+    let most_held = journal.most_held()?;
+    let nothing = Plan::nothing(GatewaySpec::default(), None);
+    let look = Look::of_inventory(&inventory, plan.as_ref().unwrap_or(&nothing), now_ms());
     for planned in plan.iter().flat_map(|plan| &plan.instances) {
         let running = planned.find_in(&inventory.instances);
         let entry = entries.get(&planned.id);
@@ -231,6 +235,7 @@ pub fn read(
             reported: entry.and_then(|entry| entry.reported.as_ref()),
             peak_when_ready: when_ready.map(|memory| memory.resident_peak),
             peak: running.and_then(seen).map(|memory| memory.resident_peak),
+            held: held(planned, &look, &most_held),
         };
         ledger.extend(ledger::entries(planned, &evidence));
     }
@@ -252,7 +257,7 @@ pub fn read(
         controller_running,
         gateway: journal.gateway()?.filter(|_| controller_running),
         nodes: inventory.nodes.iter().map(|node| node.name.clone()).collect(),
-        devices: plan.map(|plan| devices(plan, &inventory)).unwrap_or_default(),
+        devices: plan.map(|plan| devices(&plan, &inventory, &look)).unwrap_or_default(),
         routes,
         instances,
         ledger,
@@ -281,13 +286,32 @@ fn frozen(all: &[Freeze], now_ms: u64) -> impl Iterator<Item = String> {
     })
 }
 
+/// The most that an instance was seen to hold of its GPUs, now or earlier.
+fn held(
+    planned: &PlannedInstance,
+    look: &Look,
+    most_held: &BTreeMap<(Digest, String), Bytes>,
+) -> BTreeMap<DeviceId, Bytes> {
+    let config = planned.config();
+    let of = |share: &DeviceShare| {
+        let device = look.device(&planned.node, &share.device)?;
+        let now = device.held_by(&planned.id).filter(|held| *held > Bytes::ZERO);
+        let earlier = most_held.get(&(config.clone(), device.name.clone())).copied();
+        Some((share.device.clone(), now.max(earlier)?))
+    };
+    planned.shares.iter().filter_map(of).collect()
+}
+
 /// A limit that did not hold, in words.
 fn over_its_limit(entry: &LedgerEntry) -> Option<String> {
-    let over = entry.observed?.checked_sub(entry.planned).filter(|over| over.0 > 0)?;
+    // What is planned of a GPU is calibrated: it is held to as much as an alarm is.
+    let is_exact = entry.device == DeviceId::host();
+    let allowed = if is_exact { Bytes::ZERO } else { tolerance(entry.planned) };
+    let over = entry.observed?.checked_sub(entry.planned).filter(|over| *over > allowed)?;
     (entry.term == ledger::LIMIT).then(|| {
         format!(
             "{} has held {}, {over} over its limit: very large requests, or many probabilities a \
-             token (`n_probs`), take more than is planned",
+             token (`n_probs`, `prompt_logprobs`), take more than is planned",
             entry.instance,
             entry.planned + over
         )
@@ -295,12 +319,11 @@ fn over_its_limit(entry: &LedgerEntry) -> Option<String> {
 }
 
 /// What is planned beside what is held. Of the host the operating system counts it, of a GPU its driver.
-fn devices(plan: Plan, inventory: &Inventory) -> Vec<DeviceStatus> {
+fn devices(plan: &Plan, inventory: &Inventory, look: &Look) -> Vec<DeviceStatus> {
     let resident = || inventory.instances.iter().map(|running| running.memory.resident).sum();
     let resident = plan.ray.is_none().then(resident);
-    let look = Look::of_inventory(inventory, &plan, now_ms());
     // Who holds what may be unseen: then what is beyond the plan is others'.
-    let reckoned = inventory.clone().without(&plan);
+    let reckoned = inventory.clone().without(plan);
     let beyond = |planned: &PlannedDevice| {
         let node = reckoned.nodes.iter().find(|node| node.name == planned.node)?;
         let device = node.devices.iter().find(|device| device.id == planned.device)?;

@@ -1,5 +1,7 @@
 //! Planned, reported and observed bytes side by side, with the error of each.
 
+use std::collections::BTreeMap;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -17,7 +19,7 @@ const LOG_ROUNDING: u64 = 2 * (1 << 20) / 200 + 1;
 /// What an engine said in its log about the memory it took, by the names of a footprint's terms.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Reported(pub std::collections::BTreeMap<String, Bytes>);
+pub struct Reported(pub BTreeMap<String, Bytes>);
 
 /// One line of the ledger. What could not be had is `None`, never zero.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -43,10 +45,12 @@ pub struct LedgerEntry {
 pub struct Evidence<'a> {
     /// What its engine logged.
     pub reported: Option<&'a Reported>,
-    /// The most that its process held until it was ready.
+    /// The most that its process held of the host until it was ready.
     pub peak_when_ready: Option<Bytes>,
-    /// The most that its process has held so far.
+    /// The most that its process has held of the host so far.
     pub peak: Option<Bytes>,
+    /// The most that it was seen to hold of each GPU.
+    pub held: BTreeMap<DeviceId, Bytes>,
 }
 
 /// The ledger of one instance: a line for each term, one for what was resident when it was ready,
@@ -67,14 +71,13 @@ pub fn entries(instance: &PlannedInstance, evidence: &Evidence<'_>) -> Vec<Ledge
             let reported = evidence.reported.and_then(|reported| reported.0.get(term)).copied();
             entries.push(entry(term, planned, reported, None));
         }
-        entries.push(entry(
-            "resident when ready",
-            share.resident_ready,
-            None,
-            evidence.peak_when_ready,
-        ));
+        let (when_ready, most) = match share.device == DeviceId::host() {
+            true => (evidence.peak_when_ready, evidence.peak),
+            false => (None, evidence.held.get(&share.device).copied()),
+        };
+        entries.push(entry("resident when ready", share.resident_ready, None, when_ready));
         // A limit is no prediction, so it has no error: it holds or it doesn't.
-        let mut limit = entry(LIMIT, share.footprint.total(), None, evidence.peak);
+        let mut limit = entry(LIMIT, share.footprint.total(), None, most);
         limit.error = None;
         entries.push(limit);
     }

@@ -216,6 +216,18 @@ impl Journal {
         transaction.commit().map_err(sqlite)
     }
 
+    /// The most that each configuration was seen to hold of a device of each kind.
+    ///
+    /// # Errors
+    /// Where the journal can't be read.
+    pub fn most_held(&self) -> Result<BTreeMap<(Digest, String), Bytes>, JournalError> {
+        let rows = self.rows("SELECT config, device_name, observed FROM most_held", |row| {
+            let (config, device): (String, String) = (row.get(0)?, row.get(1)?);
+            Ok(((Digest::from_hex(&config), device), Bytes(row.get::<_, i64>(2)?.unsigned_abs())))
+        });
+        Ok(rows?.into_iter().collect())
+    }
+
     /// How far plans have been from what engines came to hold.
     ///
     /// # Errors

@@ -2,14 +2,16 @@
 
 use std::net::SocketAddr;
 
-use berth_cluster::ray::serve::{AppStatus, Application};
+use berth_cluster::ray::serve::{self, AppStatus, Application};
 use berth_core::emit::ray as emit;
 use berth_core::inventory::RunningInstance;
+use berth_core::ledger::Reported;
 use berth_core::plan::{Plan, PlannedInstance};
 use berth_core::reconcile::Phase;
-use berth_engines::{Cause, Diagnosis, serve_replica};
+use berth_core::spec::EngineKind;
+use berth_engines::{Cause, Diagnosis, serve_replica, vllm};
 
-use super::{PLACE_LIMIT_MS, RayController};
+use super::{PLACE_LIMIT_MS, RayController, blocking};
 use crate::clock::now_ms;
 use crate::controller::ControllerError;
 use crate::event::EventKind;
@@ -100,6 +102,7 @@ impl RayController {
             let rolled_back = self.book.is_rolled_back(&planned.id);
             let entry = InstanceEntry {
                 record: entry.record.ready(now_ms()),
+                reported: self.reported(planned, app).await,
                 diagnosis: entry.diagnosis.filter(|_| rolled_back),
                 ..entry
             };
@@ -123,6 +126,14 @@ impl RayController {
             self.book.fail(planned, serve_replica::diagnose(planned.engine, &app.message))?;
         }
         Ok(())
+    }
+
+    /// What vLLM's own log says that it took; none where Ray doesn't give it.
+    async fn reported(&self, planned: &PlannedInstance, app: &Application) -> Option<Reported> {
+        let replica = app.replicas.first().filter(|_| planned.engine == EngineKind::Vllm)?.clone();
+        let (ray, id) = (self.ray.clone(), planned.id.0.clone());
+        let log = blocking(move || Ok(serve::log(&ray, &id, &replica))).await.ok()??;
+        vllm::log::reported(&log)
     }
 
     /// What came of asking a changed instance for one token; none while it is asked.

@@ -104,8 +104,8 @@ fn error(workload: &Workload<'_>, points: &[Point], constants: &Constants) -> f6
 fn scaled(constants: &Constants, index: usize, by: f64) -> Constants {
     let mut scaled = *constants;
     match index {
-        0 => scaled.bandwidth = (scaled.bandwidth * by).clamp(0.05, 1.1),
-        1 => scaled.arithmetic = (scaled.arithmetic * by).clamp(0.02, 1.1),
+        0 => scaled.bandwidth = (scaled.bandwidth * by).clamp(0.05, 1.0),
+        1 => scaled.arithmetic = (scaled.arithmetic * by).clamp(0.02, 1.0),
         2 => scaled.step = (scaled.step * by).clamp(1e-5, 1.0),
         _ => scaled.all_reduce = (scaled.all_reduce * by).clamp(1e-7, 0.01),
     }

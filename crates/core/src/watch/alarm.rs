@@ -20,7 +20,7 @@ const ROUNDING: Bytes = Bytes(4 << 20);
 const MODEL_SHARE: f64 = 0.01;
 
 /// What an instance may hold more than its plan before that counts as broken.
-pub(super) fn tolerance(planned: Bytes) -> Bytes {
+pub fn tolerance(planned: Bytes) -> Bytes {
     ROUNDING.max(Bytes((planned.0 as f64 * MODEL_SHARE) as u64))
 }
 

@@ -1,6 +1,10 @@
 //! The lines of a start in vLLM's log (0.26 to 0.33).
 
+use std::collections::BTreeMap;
+
+use berth_core::ledger::Reported;
 use berth_core::memory::vllm::learning::StartLog;
+use berth_core::units::Bytes;
 
 /// Reads what a log says about memory. Of lines that are there several times, once for each rank or
 /// start, the last counts.
@@ -10,6 +14,23 @@ pub fn read(log: &str) -> StartLog {
         read_line(line, &mut start);
     }
     start
+}
+
+/// What a log reports of the terms of a plan, which it gives in GiB with two decimals; none where it says nothing of
+/// them.
+pub fn reported(log: &str) -> Option<Reported> {
+    const GIB: f64 = (1_u64 << 30) as f64;
+    let start = read(log);
+    let terms = [
+        ("weights", start.weights_gib),
+        ("non_torch", start.non_torch_gib),
+        ("kv_cache", start.kv_cache_gib),
+    ];
+    let said = |(term, gib): (&str, Option<f64>)| {
+        Some((term.to_owned(), Bytes((gib.filter(|gib| *gib >= 0.0)? * GIB) as u64)))
+    };
+    let said: BTreeMap<String, Bytes> = terms.into_iter().filter_map(said).collect();
+    (!said.is_empty()).then_some(Reported(said))
 }
 
 fn read_line(line: &str, start: &mut StartLog) {
@@ -77,6 +98,25 @@ fn number_after(line: &str, before: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn terms_are_reported_where_they_are_logged() {
+        for (log, want) in [
+            ("nothing of memory", vec![]),
+            ("Model loading took 15.50 GiB and 1.7 seconds", vec![("weights", 15.5)]),
+            ("Available KV cache memory: -0.50 GiB", vec![]),
+            (
+                "Available KV cache memory: 16.25 GiB\nActual usage is 15.27 GiB for weight, 1.29 GiB for peak \
+                 activation, 0.25 GiB for non-torch memory",
+                vec![("kv_cache", 16.25), ("non_torch", 0.25)],
+            ),
+        ] {
+            let want = want.into_iter().map(|(term, gib): (&str, f64)| {
+                (term.to_owned(), Bytes((gib * (1_u64 << 30) as f64) as u64))
+            });
+            assert_eq!(reported(log).unwrap_or_default().0, want.collect(), "{log}");
+        }
+    }
 
     #[test]
     fn a_log_of_0_26_is_read() {
