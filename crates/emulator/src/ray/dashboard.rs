@@ -126,14 +126,15 @@ fn nodes(shared: &Shared) -> Value {
 
 fn summary(shared: &Shared) -> Value {
     let inner = shared.inner();
-    let mib = |bytes: u64| bytes as f64 / 1_048_576.0;
+    // The reporter knows whole MiB.
+    let mib = |bytes: u64| bytes >> 20;
     let node = |node: &Node| {
         let gpus = node.devices.iter().filter_map(|device| {
             let DeviceKind::Gpu { index, name } = &device.kind else { return None };
             let card = (node.name.clone(), device.id.0.clone());
             let held: u64 = inner.held(&card).map(|hold| hold.bytes).sum();
             let process = |hold: &Hold| {
-                json!({ "pid": hold.pid, "gpuMemoryUsage": hold.bytes >> 20, "gpuUtilization": 0 })
+                json!({ "pid": hold.pid, "gpuMemoryUsage": mib(hold.bytes), "gpuUtilization": 0 })
             };
             let processes: Vec<Value> = inner.held(&card).map(process).collect();
             Some(json!({
