@@ -74,19 +74,18 @@ pub(crate) fn run(state: &Path, args: &CalibrateArgs) -> Result<ExitCode, Failur
     if let Some(points) = &args.load {
         return load::run(state, points, args);
     }
-    let mut own = own(state)?;
-    let mut learnt = 0;
+    let mut entries = Vec::new();
     for log in &args.log {
-        if let Some(entry) = one(log, args)? {
-            learnt += entry.terms.len();
-            own.add(entry);
-        }
+        entries.extend(one(log, args)?);
     }
+    let learnt: usize = entries.iter().map(|entry: &Entry| entry.terms.len()).sum();
     match (learnt, args.dry_run) {
         (0, _) => output::talk("nothing new learnt"),
         (_, true) => output::talk("nothing changed (--dry-run)"),
         _ => {
-            write(&path(state), &own)?;
+            for entry in entries {
+                keep(state, entry)?;
+            }
             output::talk(&format!("learnt {learnt} figures; kept in {}", path(state).display()));
         }
     }
@@ -95,6 +94,7 @@ pub(crate) fn run(state: &Path, args: &CalibrateArgs) -> Result<ExitCode, Failur
 
 /// Takes a lesson into a person's own calibration; says how many of its figures are new there.
 pub(crate) fn keep(state: &Path, entry: Entry) -> Result<usize, Failure> {
+    let _alone = alone(state)?;
     let mut own = own(state)?;
     let before = own.clone();
     let count = entry.terms.len();
@@ -104,6 +104,18 @@ pub(crate) fn keep(state: &Path, entry: Entry) -> Result<usize, Failure> {
     }
     write(&path(state), &own)?;
     Ok(count)
+}
+
+/// Who changes what is kept has it to himself, until what this gives is dropped: of two changes at once one would be lost.
+fn alone(state: &Path) -> Result<fs::File, Failure> {
+    let path = state.join("calibration.lock");
+    let locked = fs::create_dir_all(state)
+        .and_then(|()| fs::OpenOptions::new().create(true).append(true).open(&path))
+        .and_then(|file| file.lock().map(|()| file));
+    locked.map_err(|error| {
+        let text = format!("{} can't be locked", path.display());
+        Failure::new(anyhow::Error::new(error).context(text))
+    })
 }
 
 /// Compares one log, and gives what it teaches.

@@ -14,7 +14,7 @@ use berth_core::placement::{Found, LocatedModel};
 use berth_core::spec::Spec;
 use berth_engines::source::{Hub, transformer};
 
-use super::{speeds, speeds_path, with_builtin, write};
+use super::{alone, speeds, speeds_path, with_builtin, write};
 use serde_json::Value;
 
 use crate::args::CalibrateArgs;
@@ -53,6 +53,7 @@ pub(crate) fn keep(
 }
 
 fn put(state: &Path, kind: &GpuKind, constants: Constants) -> Result<(), Failure> {
+    let _alone = alone(state)?;
     let mut speeds = speeds(state)?;
     speeds.set(kind, constants);
     write(&speeds_path(state), &speeds)
