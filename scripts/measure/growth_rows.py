@@ -17,7 +17,7 @@ def row(raw):
     ready, of_process = points["ready"], raw["per_gpu"][0]["ready"]
     # In the order that they came: what PyTorch's segments came to since the engine was ready.
     growth = {point: points[point]["reserved"] - ready["reserved"] for point in points if "segments" in points[point] and point != "ready"}
-    growth = {point: bytes for nth, (point, bytes) in enumerate(growth.items()) if nth == 0 or bytes != list(growth.values())[nth - 1] or "_" not in point}
+    growth = {point: bytes for nth, (point, bytes) in enumerate(growth.items()) if nth == 0 or bytes != list(growth.values())[nth - 1] or not point.startswith("alone_")}
     planned = [points[point] for point in growth if point not in OF_CLIENTS]
     measured = dict(verdict="ready", error=None, kv_cache_tokens=raw["logged"]["kv_cache_tokens"][-1], process_bytes_ready=of_process,
                     process_bytes_served=of_process + max(point["used"] for point in planned) - ready["used"],

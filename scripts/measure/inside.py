@@ -38,7 +38,7 @@ def tell(point, **more):
 
 
 def tell_segments(point):
-    """The same with every segment that isn't a graph's: its size, what of it is taken, and its largest free block."""
+    """The same with every segment: its size, what of it is taken, its largest free block, and its pool (0 but for graphs)."""
     segments = []
     for segment in torch.cuda.memory_snapshot():
         free = [block["size"] for block in segment["blocks"] if block["state"] == "inactive"]

@@ -117,7 +117,7 @@ fn start_of(
     if started != Some(planned.config()) {
         anyhow::bail!("it runs otherwise than it is planned");
     }
-    let replica = app.replicas.first().context("it has no replica")?;
+    let replica = app.replica().context("it has no replica")?;
     let ray = Ray::new(&spec.address, token::read(spec)?);
     let log = serve::log(&ray, &planned.id.0, replica).context("Ray doesn't give its log")?;
     Ok((log, gpu))

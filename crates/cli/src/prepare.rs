@@ -45,10 +45,13 @@ pub(crate) fn inventory(journal: &Journal) -> Result<Inventory, Failure> {
 }
 
 /// The same as it is seen, one's own instances included, with the processes of those.
-pub(crate) fn with_processes(journal: &Journal) -> Result<Inventory, Failure> {
+pub(crate) fn with_processes(
+    journal: &Journal,
+    known: &mut Processes,
+) -> Result<Inventory, Failure> {
     let (state_id, current) = (journal.state_id()?, journal.current()?);
     match current.as_ref().and_then(|journalled| journalled.plan.ray.as_ref()) {
-        Some(ray) => Ok(observe_processes(ray, &state_id, &mut Processes::default())?),
+        Some(ray) => Ok(observe_processes(ray, &state_id, known)?),
         None => local::observe(&state_id).map_err(Failure::new),
     }
 }

@@ -8,6 +8,7 @@ use std::io::{BufRead as _, BufReader};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -318,6 +319,8 @@ fn a_cluster_is_proved() {
     for phase in phases {
         assert_eq!(phase["all"]["requests"], phase["all"]["ok"], "{phase}");
     }
+    let asked = phases.iter().filter_map(|phase| phase["all"]["requests"].as_u64());
+    assert!(asked.sum::<u64>() > 0);
     let devices = report["memory"]["devices"].as_array().unwrap();
     assert!(devices.len() == 2 && devices.iter().all(|one| one["least_free_bytes"].is_u64()));
 }
@@ -326,8 +329,10 @@ fn a_cluster_is_proved() {
 #[test]
 fn who_holds_what_is_seen() {
     let spec = "[[cluster.nodes]]\nnames = \"n[0-1]\"\ngpu = \"A10\"\n\
-                [models.small]\nsource = \"gemma-3-4b\"\nengine = \"vllm\"\nreplicas = 2\n\
-                flags = { max_model_len = 4096, max_num_seqs = 16, enforce_eager = true }\n";
+                [models.small]\nsource = \"gemma-3-4b\"\nengine = \"vllm\"\nnodes = \"n0\"\n\
+                flags = { max_model_len = 4096, max_num_seqs = 16, enforce_eager = true }\n\
+                [models.smaller]\nsource = \"gemma-3-1b\"\nengine = \"vllm\"\nnodes = \"n1\"\n\
+                flags = { max_model_len = 4096, max_num_seqs = 16, enforce_eager = true, gpu_memory_utilization = 0.4 }\n";
     let rehearsal = Rehearsal::start(spec, &[]);
     let device = || rehearsal.status()["devices"][0].take();
     let bytes = |device: &Value, of: &str| device[of].as_u64().unwrap();
@@ -340,6 +345,11 @@ fn who_holds_what_is_seen() {
         of.filter(|line| line["term"] == "limit").find(|line| line["instance"] == instance).cloned()
     };
     assert_eq!(limit("small-0").unwrap()["observed"], first["observed"], "{first}");
+    assert_eq!(
+        limit("smaller-0").unwrap()["observed"],
+        rehearsal.status()["devices"][1]["observed"]
+    );
+    assert_ne!(limit("smaller-0").unwrap()["observed"], first["observed"], "{first}");
     let (before, room) = (bytes(&first, "used_by_others"), bytes(&first, "budget"));
 
     rehearsal.tell("gpus/n0/gpu:0", &json!({ "bytes": 2_u64 << 30 }));
@@ -517,21 +527,22 @@ fn a_dropped_model_is_no_proof() {
     let rehearsal = Rehearsal::start(spec, &[]);
     let instance = rehearsal.instances().remove(0);
     let engine = format!("http://{}:{}", instance["host"].as_str().unwrap(), instance["port"]);
-    let is_over = std::sync::atomic::AtomicBool::new(false);
+    // However it ends, dropping ends with it.
+    let (over, is_over) = std::sync::mpsc::channel::<()>();
     let (code, text) = std::thread::scope(|threads| {
-        threads.spawn(|| {
+        let over = over;
+        threads.spawn(move || {
             let body = json!({ "model": "amsaravi/medgemma-4b-it:q8", "keep_alive": 0 });
-            let started = Instant::now();
-            while !is_over.load(std::sync::atomic::Ordering::Relaxed) {
+            let (started, pause) = (Instant::now(), Duration::from_millis(10));
+            while is_over.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
                 // Longer than between two looks, so that one sees it gone, and one there again.
                 if started.elapsed().as_secs() % 4 >= 2 {
                     drop(ureq::post(format!("{engine}/api/generate")).send(body.to_string()));
                 }
-                std::thread::sleep(Duration::from_millis(10));
             }
         });
         let proved = rehearsal.run(&["prove", "--duration", "5", "--rate", "2", "--json"]);
-        is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+        drop(over);
         proved
     });
     assert_eq!(code, 1, "{text}");

@@ -62,6 +62,7 @@ fn read(nvml: &Nvml, index: u32) -> Result<Device, NvmlError> {
         total: Bytes(memory.total),
         // Free, and not total less used: what the driver reserves can't be had either.
         used_by_others: Bytes(memory.total.saturating_sub(memory.free)),
+        is_seen: true,
         processes: processes(&gpu).ok(),
         cpu: Cpu::default(),
     })

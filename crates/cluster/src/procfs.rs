@@ -115,6 +115,7 @@ pub fn host(own: Bytes) -> ProcResult<Device> {
         kind: DeviceKind::Host,
         total,
         used_by_others: total - available - own,
+        is_seen: true,
         processes: None,
         cpu: cpu(),
     })

@@ -116,7 +116,10 @@ impl Book {
         let record = before.map(|entry| &entry.record);
         let record = Record::starting(planned.config(), record, now_ms());
         let diagnosis = before.and_then(|entry| entry.diagnosis.clone());
-        self.set(&planned.id, InstanceEntry::new(record, diagnosis))
+        // What the same start reported once is in no log any more after a while.
+        let alike = before.filter(|entry| entry.record.config == record.config);
+        let reported = alike.and_then(|entry| entry.reported.clone());
+        self.set(&planned.id, InstanceEntry { reported, ..InstanceEntry::new(record, diagnosis) })
     }
 
     pub(crate) fn set(

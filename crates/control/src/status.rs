@@ -296,8 +296,10 @@ fn held(
     let of = |share: &DeviceShare| {
         let device = look.device(&planned.node, &share.device)?;
         let now = device.held_by(&planned.id).filter(|held| *held > Bytes::ZERO);
-        let earlier = most_held.get(&(config.clone(), device.name.clone())).copied();
-        Some((share.device.clone(), now.max(earlier)?))
+        // It is kept by kind of device: of several alike it isn't known whose it was.
+        let is_alone = planned.shares.len() == 1;
+        let earlier = most_held.get(&(config.clone(), device.name.clone())).filter(|_| is_alone);
+        Some((share.device.clone(), now.max(earlier.copied())?))
     };
     planned.shares.iter().filter_map(of).collect()
 }

@@ -24,7 +24,7 @@ pub struct Inventory {
 
 impl Inventory {
     /// The same without what a plan's instances hold of GPUs, where all that is held was counted as others'.
-    /// It is reckoned: who holds what of a GPU is not seen from outside its machine.
+    /// It is reckoned by the plan: what an instance doesn't hold of it yet is its own all the same.
     #[must_use]
     pub fn without(mut self, plan: &Plan) -> Self {
         let running: BTreeSet<&InstanceId> = self.instances.iter().map(|one| &one.id).collect();
@@ -71,6 +71,9 @@ pub struct Device {
     pub total: Bytes,
     /// What anything but berth's own instances holds or keeps from use.
     pub used_by_others: Bytes,
+    /// Whether that was looked at, and not only written down.
+    #[serde(default)]
+    pub is_seen: bool,
     /// Processes that hold memory of it; `None` where they aren't seen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub processes: Option<Vec<DeviceProcess>>,
@@ -135,11 +138,6 @@ impl Device {
     /// Whether it is a GPU.
     pub fn is_gpu(&self) -> bool {
         matches!(self.kind, DeviceKind::Gpu { .. })
-    }
-
-    /// Whether anybody has looked at what it holds: of a real one something is always used, by its driver or its kernel.
-    pub fn is_seen(&self) -> bool {
-        self.processes.is_some() || self.used_by_others > Bytes::ZERO
     }
 
     /// Whether a selector means this device.

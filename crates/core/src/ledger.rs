@@ -8,13 +8,20 @@ use serde::{Deserialize, Serialize};
 use crate::inventory::{DeviceId, InstanceId};
 use crate::memory::Footprint;
 use crate::plan::PlannedInstance;
+use crate::spec::EngineKind;
 use crate::units::Bytes;
 
 /// The name of the line that sets the most that was planned beside the most that was held.
 pub const LIMIT: &str = "limit";
 
-/// Engines log MiB with two decimals, and some terms are the sum of two such figures.
-const LOG_ROUNDING: u64 = 2 * (1 << 20) / 200 + 1;
+/// What is open of a figure that an engine logs: two decimals of MiB, and some terms are the sum of two such figures; or
+/// of GiB.
+fn log_rounding(engine: EngineKind) -> u64 {
+    match engine {
+        EngineKind::Vllm => (1 << 30) / 200 + 1,
+        EngineKind::LlamaServer | EngineKind::Ollama => 2 * (1 << 20) / 200 + 1,
+    }
+}
 
 /// What an engine said in its log about the memory it took, by the names of a footprint's terms.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,7 +72,7 @@ pub fn entries(instance: &PlannedInstance, evidence: &Evidence<'_>) -> Vec<Ledge
             planned,
             reported,
             observed,
-            error: error(planned, reported, observed),
+            error: error(planned, reported, observed, log_rounding(instance.engine)),
         };
         for (term, planned) in by_term(&share.footprint) {
             let reported = evidence.reported.and_then(|reported| reported.0.get(term)).copied();
@@ -97,10 +104,15 @@ fn by_term(footprint: &Footprint) -> Vec<(&str, Bytes)> {
 }
 
 /// The plan's error against what was observed, else against what was reported.
-fn error(planned: Bytes, reported: Option<Bytes>, observed: Option<Bytes>) -> Option<f64> {
+fn error(
+    planned: Bytes,
+    reported: Option<Bytes>,
+    observed: Option<Bytes>,
+    rounding: u64,
+) -> Option<f64> {
     match (observed, reported) {
         (Some(observed), _) => planned.relative_error(observed),
-        (None, Some(reported)) if planned.0.abs_diff(reported.0) <= LOG_ROUNDING => Some(0.0),
+        (None, Some(reported)) if planned.0.abs_diff(reported.0) <= rounding => Some(0.0),
         (None, reported) => planned.relative_error(reported?),
     }
 }

@@ -34,6 +34,7 @@ fn host(gib: u64) -> Inventory {
         kind: DeviceKind::Host,
         total: Bytes::gib(gib),
         used_by_others: Bytes::ZERO,
+        is_seen: true,
         processes: None,
         cpu: Cpu::default(),
     };
@@ -52,6 +53,7 @@ fn with_gpu(mut inventory: Inventory) -> Inventory {
         kind: DeviceKind::Gpu { index: 0, name: "A10".into() },
         total: Bytes::gib(22),
         used_by_others: Bytes::ZERO,
+        is_seen: true,
         processes: None,
         cpu: Cpu::default(),
     });

@@ -209,7 +209,7 @@ function askToApply(one, before) {
     ],
     action: t("apply"),
     run: async () => {
-      await post("/api/apply", { strategy: one.name });
+      await post("/api/apply", { strategy: one.name, spec: compared.spec_digest });
       location.hash = "#/changes";
     },
   });

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use berth_cluster::local::StateDir;
+use berth_control::ray::Processes;
 use berth_control::{Journal, Status, status};
 
 use crate::args::StatusArgs;
@@ -22,5 +23,14 @@ pub(crate) fn run(state: &Path, args: &StatusArgs) -> Result<ExitCode, Failure> 
 }
 
 pub(crate) fn read(dir: &StateDir, journal: &Journal) -> Result<Status, Failure> {
-    Ok(status::read(dir, journal, prepare::with_processes(journal)?)?)
+    read_again(dir, journal, &mut Processes::default())
+}
+
+/// The same for who reads again and again: what is known of processes is kept.
+pub(crate) fn read_again(
+    dir: &StateDir,
+    journal: &Journal,
+    known: &mut Processes,
+) -> Result<Status, Failure> {
+    Ok(status::read(dir, journal, prepare::with_processes(journal, known)?)?)
 }

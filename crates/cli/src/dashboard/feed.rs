@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use berth_cluster::local::StateDir;
 use berth_control::Journal;
+use berth_control::ray::Processes;
 use berth_core::plan::Plan;
 use berth_core::watch::{Alarm, Look};
 use berth_dashboard::Live;
@@ -40,28 +41,35 @@ impl Feed {
 
     /// Reads the status while somebody looks, and shows it where it has changed.
     pub(crate) async fn follow_status(self, dir: StateDir) {
+        let mut processes = Processes::default();
         loop {
             tokio::time::sleep(STATUS).await;
-            let dir = dir.clone();
             if !is_looked_at(&self.status) {
                 put(&self.status, || None);
                 continue;
             }
-            let reading = tokio::task::spawn_blocking(move || read(&dir));
-            match reading.await {
-                Ok(Ok(text)) => put(&self.status, || Some(text)),
-                Ok(Err(failure)) => tracing::debug!(
+            let (dir, mut known) = (dir.clone(), std::mem::take(&mut processes));
+            let reading = tokio::task::spawn_blocking(move || (read(&dir, &mut known), known));
+            let text = match reading.await {
+                Ok((text, known)) => {
+                    processes = known;
+                    text
+                }
+                Err(error) => Err(Failure::new(error)),
+            };
+            match text {
+                Ok(text) => put(&self.status, || Some(text)),
+                Err(failure) => tracing::debug!(
                     why = failure.told().next().map(|(text, _)| text),
                     "the status can't be read"
                 ),
-                Err(error) => tracing::debug!(%error, "the status can't be read"),
             }
         }
     }
 }
 
-fn read(dir: &StateDir) -> Result<String, Failure> {
-    let mut status = status::read(dir, &Journal::open(&dir.journal())?)?;
+fn read(dir: &StateDir, known: &mut Processes) -> Result<String, Failure> {
+    let mut status = status::read_again(dir, &Journal::open(&dir.journal())?, known)?;
     if status.ledger.len() > MOST_LINES {
         status.ledger.clear();
     }

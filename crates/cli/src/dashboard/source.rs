@@ -54,7 +54,10 @@ impl OfState {
 
     /// All strategies side by side; none where the machines are not in the spec.
     fn strategies(&self) -> Result<Option<Value>, Failure> {
-        let args = self.asked(&self.journal()?)?;
+        let journal = self.journal()?;
+        let args = self.asked(&journal)?;
+        // Before it is read: what has changed since is then refused when it is applied.
+        let shown = text(&journal)?;
         let spec = prepare::spec(&args.file)?;
         if spec.cluster.nodes.is_empty() {
             return Ok(None);
@@ -63,7 +66,9 @@ impl OfState {
         let started = std::time::Instant::now();
         let now = || started.elapsed().as_secs_f64() * 1e3;
         let compared = compare::compare(&planning.spec, &planning.cluster(), &now);
-        json_of(&compared.map_err(Failure::bad_spec)?).map(Some)
+        let mut compared = json_of(&compared.map_err(Failure::bad_spec)?)?;
+        compared["spec_digest"] = json!(shown);
+        Ok(Some(compared))
     }
 
     fn ledger(&self) -> Result<Value, Failure> {

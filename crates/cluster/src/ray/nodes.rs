@@ -152,7 +152,8 @@ fn of_kind(kind: &GpuKind, index: u32) -> Device {
     let (id, name) = (DeviceId(format!("gpu:{index}")), kind.name.clone());
     let kind_of = DeviceKind::Gpu { index, name };
     let (total, used_by_others) = (kind.cuda_total(), Bytes::ZERO);
-    Device { id, kind: kind_of, total, used_by_others, processes: None, cpu: Cpu::default() }
+    let (is_seen, processes, cpu) = (false, None, Cpu::default());
+    Device { id, kind: kind_of, total, used_by_others, is_seen, processes, cpu }
 }
 
 /// A GPU as the reporter has it: memory in MiB, as NVML counts.
@@ -166,13 +167,14 @@ fn seen(gpu: &Value) -> Option<Device> {
     let name = gpu["name"].as_str()?.to_owned();
     let mib = |value: Value| value.as_f64().map(|mib| Bytes((mib * 1_048_576.0) as u64));
     let total = mib(of("memory_total", "memoryTotal"))?;
-    let used = mib(of("memory_used", "memoryUsed")).unwrap_or_default();
+    let used = mib(of("memory_used", "memoryUsed"));
     Some(Device {
         // By its number: ids would be others while the reporter hasn't answered yet.
         id: DeviceId(format!("gpu:{index}")),
         kind: DeviceKind::Gpu { index, name },
         total,
-        used_by_others: used,
+        used_by_others: used.unwrap_or_default(),
+        is_seen: used.is_some(),
         processes: of("processes_pids", "processesPids").as_array().map(|all| processes(all)),
         cpu: Cpu::default(),
     })

@@ -37,6 +37,15 @@ pub struct Application {
     pub replicas: Vec<Replica>,
 }
 
+impl Application {
+    /// The replica that counts: the one that runs, or is on its way to, rather than one that is being stopped.
+    pub fn replica(&self) -> Option<&Replica> {
+        let running = self.replicas.iter().find(|one| one.state == "RUNNING");
+        let coming = || self.replicas.iter().find(|one| one.state != "STOPPING");
+        running.or_else(coming).or(self.replicas.first())
+    }
+}
+
 /// How an application is, in Serve's terms.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AppStatus {

@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 
 use berth_cluster::ray::nodes::{self, Naming};
-use berth_cluster::ray::serve::{self, AppStatus, Application, Serving};
+use berth_cluster::ray::serve::{self, AppStatus, Application, Replica, Serving};
 use berth_cluster::ray::{Ray, RayError, token};
 use berth_core::Digest;
 use berth_core::adjust::sleep::Rest;
@@ -81,6 +81,8 @@ pub(crate) struct RayController {
     asked: BTreeMap<InstanceId, sleep::Asked>,
     /// By instance and how it is started.
     probes: Probes<(InstanceId, Digest)>,
+    /// Replicas whose logs were looked at for what they report.
+    read_logs: BTreeMap<InstanceId, Replica>,
     stops: Stops<InstanceId>,
     patience: Patience,
     is_first_turn: bool,
@@ -120,7 +122,7 @@ fn doing(ray: &Ray, serving: &Serving, state_id: &str) -> BTreeMap<InstanceId, S
     let starting = serving.applications.values().filter(|app| app.status == AppStatus::Deploying);
     let starting = starting.filter_map(|app| {
         let (owner, id, _) = emit::identity(app.config.as_ref()?)?;
-        (owner == state_id).then_some((id, app.replicas.first()?))
+        (owner == state_id).then_some((id, app.replica()?))
     });
     let line =
         |(id, replica): (InstanceId, _)| Some((id.clone(), serve::last_line(ray, &id.0, replica)?));
@@ -145,15 +147,15 @@ fn running(
             AppStatus::Deleting => going(),
             _ => config,
         };
-        let pid = app.replicas.iter().find_map(|replica| replica.pid);
-        let node = app.replicas.iter().find_map(|replica| replica.node_id.as_deref());
+        let replica = app.replica();
+        let node = replica.and_then(|replica| replica.node_id.as_deref());
         let node = nodes.iter().find(|one| node.is_some() && one.id.as_deref() == node);
         (owner == state_id).then(|| RunningInstance {
             doing: doing.get(&id).cloned(),
             id,
             config,
             node: node.map(|node| node.name.clone()).unwrap_or_default(),
-            pid: pid.unwrap_or(0),
+            pid: replica.and_then(|replica| replica.pid).unwrap_or(0),
             pids: Vec::new(),
             group: 0,
             started_ticks: 0,
@@ -195,6 +197,7 @@ impl RayController {
             waiting: BTreeMap::new(),
             counts: BTreeMap::new(),
             flows: BTreeMap::new(),
+            read_logs: BTreeMap::new(),
             stops: Stops::default(),
             patience: Patience::Drain,
             is_first_turn: true,

@@ -1,11 +1,11 @@
 //! What became of every instance since the last turn, and why.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use berth_cluster::ray::serve::{self, AppStatus, Application};
 use berth_core::emit::ray as emit;
 use berth_core::inventory::RunningInstance;
-use berth_core::ledger::Reported;
 use berth_core::plan::{Plan, PlannedInstance};
 use berth_core::reconcile::Phase;
 use berth_core::spec::EngineKind;
@@ -20,6 +20,8 @@ use crate::probes::no_answer;
 
 /// An engine that isn't ready after this long is stopped: beyond the module's own limit.
 const START_LIMIT_MS: u64 = 16 * 60 * 1000;
+/// A log that takes longer to read isn't waited for.
+const LOG_LIMIT: Duration = Duration::from_secs(2);
 
 impl RayController {
     /// Notes what became of every instance since the last turn.
@@ -67,6 +69,7 @@ impl RayController {
                 _ => {}
             }
         }
+        self.note_reported(plan).await?;
         self.probes.retain(|(id, config)| {
             plan.instance(id).is_some_and(|planned| planned.config() == *config)
         });
@@ -102,7 +105,6 @@ impl RayController {
             let rolled_back = self.book.is_rolled_back(&planned.id);
             let entry = InstanceEntry {
                 record: entry.record.ready(now_ms()),
-                reported: self.reported(planned, app).await,
                 diagnosis: entry.diagnosis.filter(|_| rolled_back),
                 ..entry
             };
@@ -128,12 +130,32 @@ impl RayController {
         Ok(())
     }
 
-    /// What vLLM's own log says that it took; none where Ray doesn't give it.
-    async fn reported(&self, planned: &PlannedInstance, app: &Application) -> Option<Reported> {
-        let replica = app.replicas.first().filter(|_| planned.engine == EngineKind::Vllm)?.clone();
+    /// Notes what the log of a vLLM that has come up reports: one log a turn, and nobody waits for it. Of several ranks it
+    /// isn't told whose a figure is.
+    async fn note_reported(&mut self, plan: &Plan) -> Result<(), ControllerError> {
+        let is_unread = |one: &&PlannedInstance| {
+            let entry =
+                self.book.entry(&one.id).filter(|entry| entry.record.config == one.config());
+            let replica = self.application(&one.id).and_then(Application::replica);
+            one.engine == EngineKind::Vllm
+                && one.shares.len() == 1
+                && self.book.phase(one) == Some(Phase::Ready)
+                && entry.is_some_and(|entry| entry.reported.is_none())
+                && replica.is_some_and(|replica| self.read_logs.get(&one.id) != Some(replica))
+        };
+        let Some(planned) = plan.instances.iter().find(is_unread) else { return Ok(()) };
+        let app = self.application(&planned.id).and_then(Application::replica).cloned();
+        let (Some(replica), Some(entry)) = (app, self.book.entry(&planned.id).cloned()) else {
+            return Ok(());
+        };
+        self.read_logs.insert(planned.id.clone(), replica.clone());
         let (ray, id) = (self.ray.clone(), planned.id.0.clone());
-        let log = blocking(move || Ok(serve::log(&ray, &id, &replica))).await.ok()??;
-        vllm::log::reported(&log)
+        let log = blocking(move || Ok(serve::log(&ray, &id, &replica)));
+        let Ok(Ok(Some(log))) = tokio::time::timeout(LOG_LIMIT, log).await else { return Ok(()) };
+        if let Some(reported) = vllm::log::reported(&log) {
+            self.book.set(&planned.id, InstanceEntry { reported: Some(reported), ..entry })?;
+        }
+        Ok(())
     }
 
     /// What came of asking a changed instance for one token; none while it is asked.

@@ -218,6 +218,7 @@ fn devices(group: &RawNodes, problems: &mut Problems<'_>) -> Vec<Device> {
         kind,
         total,
         used_by_others,
+        is_seen: false,
         processes: None,
         cpu: Cpu::default(),
     };

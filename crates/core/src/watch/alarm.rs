@@ -191,7 +191,12 @@ fn of_device(
 
 fn named(growth: &Growth) -> String {
     let Growth { holder, by } = growth;
-    format!("{} (process {}) has taken {by} and holds {}", holder.name, holder.pid, holder.bytes)
+    let name = match holder.name.as_str() {
+        // Of another machine, or another namespace.
+        "?" => format!("process {}", holder.pid),
+        name => format!("{name} (process {})", holder.pid),
+    };
+    format!("{name} has taken {by} and holds {}", holder.bytes)
 }
 
 fn spoken(ms: u64) -> String {

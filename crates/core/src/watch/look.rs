@@ -129,7 +129,7 @@ impl Look {
                     DeviceKind::Gpu { name, .. } => name.clone(),
                 },
                 total: one.total,
-                used: one.is_seen().then_some(one.used_by_others),
+                used: one.is_seen.then_some(one.used_by_others),
                 holders: owners.holders(node, one),
             };
             node.devices.iter().map(device).collect::<Vec<_>>()

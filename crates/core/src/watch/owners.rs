@@ -15,8 +15,8 @@ const DRIVERS: Bytes = Bytes(2 << 30);
 pub(super) struct Owners<'a> {
     /// By node and process.
     of_process: HashMap<(&'a str, u32), &'a InstanceId>,
-    /// Instances that run, by node and device.
-    expected: HashMap<(&'a str, &'a DeviceId), Vec<&'a InstanceId>>,
+    /// Instances that run, by node and device, and what each is to hold there.
+    expected: HashMap<(&'a str, &'a DeviceId), Vec<(&'a InstanceId, Bytes)>>,
 }
 
 impl<'a> Owners<'a> {
@@ -30,14 +30,15 @@ impl<'a> Owners<'a> {
         let runs = |one: &&PlannedInstance| running.contains(&one.id);
         for one in plan.instances.iter().filter(runs) {
             for share in &one.shares {
-                expected.entry((one.node.as_str(), &share.device)).or_default().push(&one.id);
+                let all = expected.entry((one.node.as_str(), &share.device)).or_default();
+                all.push((&one.id, share.footprint.total()));
             }
         }
         Self { of_process, expected }
     }
 
-    /// Who holds memory of a device. `None` where it isn't seen: nobody says, or what an engine holds is surely among
-    /// what is used and none of its processes is (a container may hide them).
+    /// Who holds memory of a device. `None` where it isn't seen: nobody says, or what an engine holds may be among what is
+    /// used and none of its processes is (a container may hide them, or they aren't listed yet).
     pub(super) fn holders(&self, node: &Node, device: &Device) -> Option<Vec<Holder>> {
         let holder = |pid: u32, bytes| Holder {
             pid,
@@ -49,11 +50,14 @@ impl<'a> Owners<'a> {
         let holders: Vec<Holder> = processes.map(|one| holder(one.pid, one.bytes)).collect();
         let own = holders.iter().filter(|one| one.instance.is_some());
         let own: Bytes = own.map(|one| one.bytes).sum();
+        let left = device.used_by_others - own;
         let is_found =
-            |id: &&InstanceId| holders.iter().any(|one| one.instance.as_ref() == Some(*id));
-        let mut expected =
-            self.expected.get(&(node.name.as_str(), &device.id)).into_iter().flatten();
-        let is_plausible = expected.all(is_found) || device.used_by_others - own <= DRIVERS;
+            |id: &InstanceId| holders.iter().any(|one| one.instance.as_ref() == Some(id));
+        // Of what is left, an engine may have begun to take its share.
+        let is_nothing_yet = |planned: Bytes| left <= DRIVERS.min(Bytes(planned.0 / 2));
+        let expected = self.expected.get(&(node.name.as_str(), &device.id));
+        let mut expected = expected.into_iter().flatten();
+        let is_plausible = expected.all(|(id, planned)| is_found(id) || is_nothing_yet(*planned));
         is_plausible.then_some(holders)
     }
 }

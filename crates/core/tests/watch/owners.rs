@@ -24,6 +24,7 @@ fn inventory(used: u64, seen: Seen<'_>, instances: Running<'_>) -> Inventory {
         kind: DeviceKind::Gpu { index: 0, name: "A10".to_owned() },
         total: Bytes::mib(20_000),
         used_by_others: Bytes::mib(used),
+        is_seen: true,
         processes: seen.map(|all| all.iter().map(process).collect()),
         cpu: Cpu::default(),
     };
@@ -48,7 +49,7 @@ fn inventory(used: u64, seen: Seen<'_>, instances: Running<'_>) -> Inventory {
 #[test]
 fn holders_are_seen_or_unknown_and_never_wrong() {
     let mine: Running<'_> = &[("a-0", "n", &[7, 8])];
-    let rows: [Row<'_>; 12] = [
+    let rows: [Row<'_>; 14] = [
         (12_400, Some(&[(8, 12_000)]), mine, Some((12_000, 400))),
         (12_400, Some(&[(7, 500), (8, 11_500)]), mine, Some((12_000, 400))),
         (15_400, Some(&[(8, 12_000), (99, 3_000)]), mine, Some((12_000, 3_400))),
@@ -62,6 +63,9 @@ fn holders_are_seen_or_unknown_and_never_wrong() {
         (12_400, Some(&[(8, 12_000)]), &[("a-0", "n", &[])], None),
         // The same number on another machine is another process.
         (12_400, Some(&[(8, 12_000)]), &[("a-0", "m", &[8])], None),
+        // What is used may be a small engine's whose processes aren't listed yet, and isn't a large one's.
+        (1_900, Some(&[]), mine, Some((0, 1_900))),
+        (2_200, Some(&[]), mine, None),
         // It has begun and holds nothing yet.
         (400, Some(&[]), mine, Some((0, 400))),
         // Nothing of ours runs there.
@@ -78,15 +82,25 @@ fn holders_are_seen_or_unknown_and_never_wrong() {
     }
 }
 
+/// The driver's own half a GiB is no engine's; one that is planned to hold a GiB may hold the rest.
+#[test]
+fn a_small_engine_is_not_taken_for_somebody_else() {
+    let mut plan = plan();
+    plan.instances[0].shares[0].footprint.terms[0].bytes = Bytes::gib(1);
+    for (used, is_seen) in [(400, true), (900, false), (1_500, false)] {
+        let inventory = inventory(used, Some(&[]), &[("a-0", "n", &[8])]);
+        let look = Look::of_inventory(&inventory, &plan, 0);
+        assert_eq!(look.devices[0].holders.is_some(), is_seen, "{used}");
+    }
+}
+
 #[test]
 fn what_nobody_looked_at_is_unknown() {
-    for (used, seen, is_seen) in [
-        // A machine that is only written down, or whose reporter sees no GPU.
-        (0, None, false),
-        (600, None, true),
-        (0, Some(&[][..]), true),
-    ] {
-        let look = Look::of_inventory(&inventory(used, seen, &[]), &plan(), 0);
-        assert_eq!(look.devices[0].used.is_some(), is_seen, "{used} {seen:?}");
+    // Somebody has written down that others use 600 MiB: that is no look.
+    for (used, is_seen) in [(0, false), (600, false), (600, true), (0, true)] {
+        let mut inventory = inventory(used, None, &[]);
+        inventory.nodes[0].devices[0].is_seen = is_seen;
+        let look = Look::of_inventory(&inventory, &plan(), 0);
+        assert_eq!(look.devices[0].used.is_some(), is_seen, "{used}");
     }
 }

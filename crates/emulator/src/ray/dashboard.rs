@@ -70,21 +70,28 @@ fn package(shared: &Shared, method: &Method, path: &str) -> Answer {
 
 /// The last line of an instance's log, `filename=berth/ID-PID.log`, or its processes, `.processes`.
 fn log(shared: &Shared, path: &str) -> Answer {
-    let file = path.split(['?', '&']).find_map(|part| part.strip_prefix("filename=berth/"));
+    let of = |key: &str| path.split(['?', '&']).find_map(|part| part.strip_prefix(key));
     let inner = shared.inner();
-    let text = file.and_then(|file| {
+    let text = of("filename=berth/").and_then(|file| {
         let (instance, rest) = file.rsplit_once('-')?;
-        match rest.ends_with(".processes") {
-            true => Some(json!(processes(&inner, instance)).to_string()),
-            false => inner.logs.get(instance).cloned(),
+        let (pid, kind) = rest.split_once('.')?;
+        let app = inner.apps.values().find(|app| app.config["args"]["instance"] == instance)?;
+        let replica = app.replica.as_ref().filter(|one| one.pid.to_string() == pid)?;
+        if of("node_id=") != Some(inner.id(&replica.node).as_str()) {
+            return None;
+        }
+        match kind {
+            "processes" => Some(json!(processes(&inner, instance, &replica.node)).to_string()),
+            _ => inner.logs.get(instance).cloned(),
         }
     });
     text.map_or_else(|| Answer::text(404, "no such file"), |text| Answer::text(200, text))
 }
 
-/// The processes that an instance has beside its replica's: those on GPUs.
-fn processes(inner: &Inner, instance: &str) -> Vec<u32> {
-    inner.held.values().filter_map(|held| held.get(instance)).map(|hold| hold.pid).collect()
+/// The processes that an instance has beside its replica's: those on its node's GPUs.
+fn processes(inner: &Inner, instance: &str, node: &str) -> Vec<u32> {
+    let here = inner.held.iter().filter(|((of, _), _)| of == node);
+    here.filter_map(|(_, held)| held.get(instance)).map(|hold| hold.pid).collect()
 }
 
 /// Loses a machine, or brings it back: `{"alive": false}`.

@@ -84,7 +84,8 @@ struct Inner {
     pulled: BTreeMap<String, Pulled>,
     /// The last line of each instance's log.
     logs: BTreeMap<String, String>,
-    next_pid: u32,
+    /// The last process of each node: numbers are the same on all of them, as real machines' may be.
+    last_pids: BTreeMap<String, u32>,
 }
 
 /// What one process holds of a GPU: an engine has one for each of its GPUs.
@@ -136,7 +137,7 @@ impl Cluster {
             gpus.map(|gpu| ((node.name.clone(), gpu.id.0.clone()), Arc::default()))
         });
         let starting = cards.collect();
-        let inner = Mutex::new(Inner { next_pid: 1000, ..Inner::default() });
+        let inner = Mutex::default();
         let shared = Arc::new(Shared { inner, changed: Notify::new(), starting, setup });
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let server = serve(address, Arc::new(Dashboard(Arc::clone(&shared)))).await?;
@@ -179,15 +180,16 @@ impl Shared {
 }
 
 impl Inner {
-    fn new_pid(&mut self) -> u32 {
-        self.next_pid += 1;
-        self.next_pid
+    fn new_pid(&mut self, node: &str) -> u32 {
+        let last = self.last_pids.entry(node.to_owned()).or_insert(1000);
+        *last += 1;
+        *last
     }
 
     /// Has somebody hold so much of a GPU.
     fn hold(&mut self, card: &Card, who: &str, bytes: u64) {
         let known = self.held.get(card).and_then(|held| held.get(who)).map(|hold| hold.pid);
-        let pid = known.unwrap_or_else(|| self.new_pid());
+        let pid = known.unwrap_or_else(|| self.new_pid(&card.0));
         self.held.entry(card.clone()).or_default().insert(who.to_owned(), Hold { pid, bytes });
     }
 

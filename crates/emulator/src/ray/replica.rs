@@ -24,7 +24,7 @@ pub(super) async fn keep(shared: Arc<Shared>, name: String, config: Value, runs_
     let mut is_first = true;
     loop {
         let node = place(&shared, &config).await;
-        let pid = shared.inner().new_pid();
+        let pid = shared.inner().new_pid(&node);
         show(
             &shared,
             &name,

@@ -184,7 +184,7 @@ fn count_drop((times, before): &mut (u64, Bytes), held: Bytes) {
     *before = held;
 }
 
-/// What an instance holds on all its devices. Where it isn't seen who holds what (Ray), all that is used of devices that
+/// What an instance holds on all its devices. Where it isn't seen who holds what, all that is used of devices that
 /// it has to itself: at most that.
 fn held(plan: &Plan, instance: &PlannedInstance, look: &Look) -> Option<u64> {
     let on = |device: &DeviceId| {

@@ -92,6 +92,7 @@ def main():
             if order["library"] and engine.poll() is None:
                 ollama.unload(address(order), order["library"]["name"])
             end(engine)
+            listing(order).unlink(missing_ok=True)
 
 
 class Refused(Exception):
@@ -258,20 +259,23 @@ def start(order: dict, own) -> subprocess.Popen:
 
 def keep_list(order: dict, engine: subprocess.Popen):
     """Lists an engine's processes beside its log, for who sees which process holds a GPU's memory."""
-    path, listed = Path(order["log"]).with_suffix(".processes"), None
+    path, listed = listing(order), None
     while engine.returncode is None:
-        found = processes_of(engine.pid)
-        if found != listed:
-            new = path.with_suffix(".new")
-            try:
+        try:
+            found = processes_of(engine.pid)
+            if found != listed:
+                new = path.with_suffix(".new")
                 new.write_text(json.dumps(found))
                 new.replace(path)
                 listed = found
-            except OSError:
-                # A full disk: later, then.
-                pass
+        except OSError:
+            # A full disk, too many files: later, then.
+            pass
         time.sleep(LIST_EVERY_S)
-    path.unlink(missing_ok=True)
+
+
+def listing(order: dict) -> Path:
+    return Path(order["log"]).with_suffix(".processes")
 
 
 def processes_of(session: int) -> list:
