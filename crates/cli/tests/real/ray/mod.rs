@@ -411,14 +411,13 @@ fn vllm_sleeps_and_its_log_teaches(berth: &Berth, ray: &RayCluster) {
     };
     wait_until("its log has taught", || says("the log of teacher-0 on n2, vLLM 0.26.0"));
     assert!(says("\"non_torch\"") && !says("sleeper-0"));
-    let ledger = berth.status()["ledger"].take();
-    let weights = ledger
-        .as_array()
-        .unwrap()
-        .iter()
-        .find(|line| line["instance"] == "teacher-0" && line["term"] == "weights");
-    // As the log has it: 15.27 GiB.
-    assert_eq!(weights.unwrap()["reported"], 16_396_037_652_u64, "{ledger}");
+    wait_until("the ledger has what its log reports", || {
+        let ledger = berth.status()["ledger"].take();
+        let of = |line: &&Value| line["instance"] == "teacher-0" && line["term"] == "weights";
+        let weights = ledger.as_array().unwrap().iter().find(of).map(|line| &line["reported"]);
+        // 15.27 GiB.
+        weights == Some(&json!(16_396_037_652_u64))
+    });
     send(i32::try_from(serve.id()).unwrap(), Signal::TERM);
     serve.wait().unwrap();
 }
