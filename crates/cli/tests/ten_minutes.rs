@@ -74,6 +74,10 @@ fn from_init_to_a_verdict() {
     let spec = folder.join("berth.toml");
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let written = std::fs::read_to_string(&spec).unwrap();
+    assert!(
+        written.contains(".0.16 (16): 4 x A10 of 22.1 GiB, up to 0 B in use on one"),
+        "{written}"
+    );
     std::fs::write(&spec, format!("{written}\n[gateway]\nlisten = \"127.0.0.1:{port}\"\n"))
         .unwrap();
     expect(&["doctor"], "nothing is in the way");

@@ -78,8 +78,8 @@ fn ray(args: &InitArgs) -> Result<Option<(String, Inventory)>, Failure> {
 
 fn of_ray(address: &str, inventory: &Inventory, args: &InitArgs) -> Result<String, Failure> {
     let mut text = String::from("# Written by `berth init`. Seen on the cluster then:\n#\n");
-    for node in &inventory.nodes {
-        _ = writeln!(text, "#   {}: {}", node.name, gpus_in_words(node));
+    for line in nodes_in_words(&inventory.nodes) {
+        _ = writeln!(text, "#   {line}");
     }
     _ = write!(
         text,
@@ -152,6 +152,23 @@ fn name(source: &str) -> String {
     stem.chars().map(plain).collect::<String>().trim_matches('-').to_owned()
 }
 
+/// Nodes as people say them, alike ones together.
+fn nodes_in_words(nodes: &[Node]) -> Vec<String> {
+    let mut groups: Vec<(String, Vec<&str>)> = Vec::new();
+    for node in nodes {
+        let words = gpus_in_words(node);
+        match groups.iter_mut().find(|(other, _)| *other == words) {
+            Some((_, names)) => names.push(&node.name),
+            None => groups.push((words, vec![&node.name])),
+        }
+    }
+    let line = |(words, names): (String, Vec<&str>)| match names.as_slice() {
+        [first, .., last] => format!("{first} .. {last} ({}): {words}", names.len()),
+        names => format!("{}: {words}", names.concat()),
+    };
+    groups.into_iter().map(line).collect()
+}
+
 /// A node's GPUs as people say them.
 fn gpus_in_words(node: &Node) -> String {
     let gpus: Vec<&Device> = node.devices.iter().filter(|device| device.is_gpu()).collect();
@@ -161,7 +178,11 @@ fn gpus_in_words(node: &Node) -> String {
         DeviceKind::Host => "host",
     };
     let used = gpus.iter().map(|gpu| gpu.used_by_others).max().unwrap_or_default();
-    format!("{} x {kind} of {}, up to {used} in use on one", gpus.len(), first.total)
+    let used = match gpus.iter().all(|gpu| gpu.is_seen) {
+        true => format!("up to {used} in use on one"),
+        false => "what is in use isn't seen".to_owned(),
+    };
+    format!("{} x {kind} of {}, {used}", gpus.len(), first.total)
 }
 
 /// The GPUs of each kind of node, as if they were empty.
