@@ -211,7 +211,9 @@ pub fn read(
     let mut ledger = Vec::new();
     let most_held = journal.most_held()?;
     let nothing = Plan::nothing(GatewaySpec::default(), None);
-    let look = Look::of_inventory(&inventory, plan.as_ref().unwrap_or(&nothing), now_ms());
+    let ids = running.iter().map(|one| one.id.clone()).collect();
+    let look = Look::of_inventory(&inventory, now_ms());
+    let look = look.doubted(plan.as_ref().unwrap_or(&nothing), &ids);
     for planned in plan.iter().flat_map(|plan| &plan.instances) {
         let running = planned.find_in(&inventory.instances);
         let entry = entries.get(&planned.id);

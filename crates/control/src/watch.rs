@@ -171,10 +171,10 @@ pub async fn look(state_id: &str, plan: &Plan, processes: &mut Processes) -> Loo
     let (id, planned, mut known) = (state_id.to_owned(), plan.clone(), std::mem::take(processes));
     let looking = tokio::task::spawn_blocking(move || {
         let (look, running) = match &planned.ray {
-            Some(ray) => at_ray(ray, &id, &planned, &mut known),
+            Some(ray) => at_ray(ray, &id, &mut known),
             None => here(&id),
         };
-        (look, running, known)
+        (look.doubted(&planned, &running), running, known)
     });
     let (mut look, running);
     (look, running, *processes) = looking.await.unwrap_or_default();
@@ -191,16 +191,11 @@ fn here(state_id: &str) -> (Look, BTreeSet<InstanceId>) {
 }
 
 /// What Ray says that its machines' devices hold, and which instances run there.
-fn at_ray(
-    ray: &RaySpec,
-    state_id: &str,
-    plan: &Plan,
-    known: &mut Processes,
-) -> (Look, BTreeSet<InstanceId>) {
+fn at_ray(ray: &RaySpec, state_id: &str, known: &mut Processes) -> (Look, BTreeSet<InstanceId>) {
     match crate::ray::observe_processes(ray, state_id, known) {
         Ok(inventory) => {
             let running = inventory.instances.iter().map(|one| one.id.clone()).collect();
-            (Look::of_inventory(&inventory, plan, now_ms()), running)
+            (Look::of_inventory(&inventory, now_ms()), running)
         }
         Err(error) => {
             let notes = vec![format!("the cluster can't be seen: {error}")];

@@ -4,7 +4,6 @@ use serde::{Deserialize, Serialize};
 
 use super::owners::Owners;
 use crate::inventory::{Device, DeviceId, DeviceKind, InstanceId, Inventory, Node};
-use crate::plan::Plan;
 use crate::units::Bytes;
 
 /// Of the host's foreign processes so many are named, the largest: where there are fewer, they are all that matter.
@@ -118,8 +117,8 @@ impl DeviceLook {
 impl Look {
     /// What an inventory says in which all that is used of GPUs is counted as others': how much is used, and by whom as
     /// far as that is seen.
-    pub fn of_inventory(inventory: &Inventory, plan: &Plan, at_ms: u64) -> Self {
-        let owners = &Owners::new(inventory, plan);
+    pub fn of_inventory(inventory: &Inventory, at_ms: u64) -> Self {
+        let owners = &Owners::new(inventory);
         let of = |node: &Node| {
             let device = |one: &Device| DeviceLook {
                 node: node.name.clone(),

@@ -5,6 +5,7 @@ use berth_core::inventory::{
     Cpu, Device, DeviceId, DeviceKind, DeviceProcess, InstanceId, Inventory, Node, ProcessMemory,
     RunningInstance,
 };
+use berth_core::plan::Plan;
 use berth_core::units::Bytes;
 use berth_core::watch::Look;
 
@@ -46,6 +47,11 @@ fn inventory(used: u64, seen: Seen<'_>, instances: Running<'_>) -> Inventory {
     }
 }
 
+fn look(inventory: &Inventory, plan: &Plan) -> Look {
+    let running = inventory.instances.iter().map(|one| one.id.clone()).collect();
+    Look::of_inventory(inventory, 0).doubted(plan, &running)
+}
+
 #[test]
 fn holders_are_seen_or_unknown_and_never_wrong() {
     let mine: Running<'_> = &[("a-0", "n", &[7, 8])];
@@ -74,7 +80,7 @@ fn holders_are_seen_or_unknown_and_never_wrong() {
         (12_400, Some(&[(9, 12_000)]), &[("old-0", "n", &[9])], Some((12_000, 400))),
     ];
     for (used, seen, instances, want) in rows {
-        let look = Look::of_inventory(&inventory(used, seen, instances), &plan(), 0);
+        let look = look(&inventory(used, seen, instances), &plan());
         let device = &look.devices[0];
         let want = want.map(|(own, others)| (Bytes::mib(own), Bytes::mib(others)));
         assert_eq!(device.own().zip(device.foreign()), want, "{used} {seen:?} {instances:?}");
@@ -89,7 +95,7 @@ fn a_small_engine_is_not_taken_for_somebody_else() {
     plan.instances[0].shares[0].footprint.terms[0].bytes = Bytes::gib(1);
     for (used, is_seen) in [(400, true), (900, false), (1_500, false)] {
         let inventory = inventory(used, Some(&[]), &[("a-0", "n", &[8])]);
-        let look = Look::of_inventory(&inventory, &plan, 0);
+        let look = look(&inventory, &plan);
         assert_eq!(look.devices[0].holders.is_some(), is_seen, "{used}");
     }
 }
@@ -100,7 +106,7 @@ fn what_nobody_looked_at_is_unknown() {
     for (used, is_seen) in [(0, false), (600, false), (600, true), (0, true)] {
         let mut inventory = inventory(used, None, &[]);
         inventory.nodes[0].devices[0].is_seen = is_seen;
-        let look = Look::of_inventory(&inventory, &plan(), 0);
+        let look = look(&inventory, &plan());
         assert_eq!(look.devices[0].used.is_some(), is_seen, "{used}");
     }
 }
