@@ -50,6 +50,23 @@ fn seen(naming: Naming<'_>) -> Inventory {
     inventory(&nodes(), &summary(), naming).unwrap()
 }
 
+/// A reporter that has stopped is none, whatever it said last.
+#[test]
+fn what_is_late_is_not_known() {
+    for (behind, is_seen) in [(0.0, true), (59.0, true), (61.0, false)] {
+        let mut summary = summary();
+        let nodes = summary["data"]["summary"].as_array_mut().unwrap();
+        nodes[0]["now"] = json!(1_000_000.0 - behind);
+        nodes.push(json!({ "raylet": { "nodeId": "id1" }, "now": 1_000_000.0 }));
+        let naming = Naming { label: Some("machine"), written: &[] };
+        let seen = inventory(&self::nodes(), &summary, naming).unwrap();
+        let devices = seen.nodes[1].devices.iter();
+        assert_eq!(devices.clone().any(|device| device.is_seen), is_seen, "{behind}");
+        let is_told = seen.notes.iter().any(|note| note.contains("of n10 is 61 s old"));
+        assert_eq!(is_told, !is_seen, "{:?}", seen.notes);
+    }
+}
+
 #[test]
 fn nodes_are_what_is_alive() {
     let seen = seen(Naming { label: Some("machine"), written: &[] });

@@ -18,6 +18,9 @@ const SUMMARY: &str = "/nodes?view=summary";
 /// Ray's own name for the kind of a node's GPUs.
 const ACCELERATOR: &str = "ray.io/accelerator-type";
 
+/// A report that is older than the newest by more than this says nothing of now: they come every few seconds.
+const LATE_S: f64 = 60.0;
+
 /// More GPUs than this no machine has.
 const MOST_GPUS: f64 = 64.0;
 
@@ -64,6 +67,7 @@ pub fn inventory(
         .flatten()
         .filter_map(|node| Some((node["raylet"]["nodeId"].as_str()?, node)))
         .collect();
+    let newest = reported.values().filter_map(|report| report["now"].as_f64()).fold(0.0, f64::max);
     let mut inventory = Inventory::default();
     let total = result["total"].as_u64().unwrap_or(0);
     if total > listed.len() as u64 {
@@ -84,7 +88,15 @@ pub fn inventory(
         let written = naming.written.iter().find(|one| {
             one.name == found.name || one.address.is_some() && one.address == found.address
         });
-        let report = reported.get(id).copied().unwrap_or(&Value::Null);
+        let mut report = reported.get(id).copied().unwrap_or(&Value::Null);
+        let late_s = report["now"].as_f64().map_or(0.0, |now| newest - now);
+        if late_s > LATE_S {
+            let name = &found.name;
+            inventory.notes.push(format!(
+                "what Ray's reporter says of {name} is {late_s:.0} s old, and counts as not known"
+            ));
+            report = &Value::Null;
+        }
         let devices = devices(node, report, &found, written, &mut inventory.notes);
         inventory.nodes.push(Node { devices, ..found });
     }
