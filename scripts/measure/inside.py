@@ -84,7 +84,7 @@ for command in map(str.strip, sys.stdin):
         llm.collective_rpc("tell", args=("ready",))
         say("@@READY")
     elif command == "load":
-        for point, prompts, sampling in loads.of(case, llm):
+        for point, prompts, sampling in loads.of(case):
             llm.generate(prompts, sampling, use_tqdm=False)
             llm.collective_rpc("tell", args=(point,))
         say("@@LOADED")

@@ -10,7 +10,7 @@ from vllm import SamplingParams
 MOST_TOKENS = 120_000
 
 
-def of(case, llm):
+def of(case):
     """The loads of a case, one after the other."""
     load = case.get("load", (64, 900, 16))
     if load != "growth":

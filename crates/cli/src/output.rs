@@ -172,11 +172,17 @@ fn alike(devices: &[PlannedDevice]) -> Vec<(&PlannedDevice, String)> {
     let has_one_node = devices.iter().all(|device| device.node == devices[0].node);
     let place = |(device, nodes): (&'_ PlannedDevice, Vec<&str>)| match nodes.as_slice() {
         _ if has_one_node => device.device.to_string(),
-        [node] => format!("{node} {}", device.device),
-        [first, .., last] => format!("{first} .. {last} ({}) {}", nodes.len(), device.device),
-        [] => String::new(),
+        names => format!("{} {}", span(names), device.device),
     };
     groups.into_iter().map(|(device, nodes)| (device, place((device, nodes)))).collect()
+}
+
+/// Names of alike nodes: the first, the last and how many.
+pub(crate) fn span(names: &[&str]) -> String {
+    match names {
+        [first, .., last] => format!("{first} .. {last} ({})", names.len()),
+        names => names.concat(),
+    }
 }
 
 /// The first of a longer list.

@@ -242,14 +242,6 @@ pub fn read(
         ledger.extend(ledger::entries(planned, &evidence));
     }
     instances.extend(leftovers(plan.as_ref(), &inventory.instances));
-    let mut routes: BTreeMap<String, Vec<InstanceId>> = BTreeMap::new();
-    for instance in &instances {
-        let route = routes.entry(instance.model.clone()).or_default();
-        if instance.state == InstanceState::Ready {
-            route.push(instance.id.clone());
-        }
-    }
-    routes.remove("");
     let mut notes = inventory.notes.clone();
     notes.extend(ledger.iter().filter_map(over_its_limit));
     notes.extend(frozen(&journal.frozen()?, now_ms()));
@@ -260,7 +252,7 @@ pub fn read(
         gateway: journal.gateway()?.filter(|_| controller_running),
         nodes: inventory.nodes.iter().map(|node| node.name.clone()).collect(),
         devices: plan.map(|plan| devices(&plan, &inventory, &look)).unwrap_or_default(),
-        routes,
+        routes: routes(&instances),
         instances,
         ledger,
         events: journal.events(EVENTS)?,
@@ -273,6 +265,19 @@ pub fn read(
         },
         notes,
     })
+}
+
+/// The instances that take requests, by model.
+fn routes(instances: &[InstanceStatus]) -> BTreeMap<String, Vec<InstanceId>> {
+    let mut routes: BTreeMap<String, Vec<InstanceId>> = BTreeMap::new();
+    // What the plan doesn't have is of no model.
+    for instance in instances.iter().filter(|one| !one.model.is_empty()) {
+        let route = routes.entry(instance.model.clone()).or_default();
+        if instance.state == InstanceState::Ready {
+            route.push(instance.id.clone());
+        }
+    }
+    routes
 }
 
 /// Deployments that get no more memory for a while, in words.

@@ -162,11 +162,7 @@ fn nodes_in_words(nodes: &[Node]) -> Vec<String> {
             None => groups.push((words, vec![&node.name])),
         }
     }
-    let line = |(words, names): (String, Vec<&str>)| match names.as_slice() {
-        [first, .., last] => format!("{first} .. {last} ({}): {words}", names.len()),
-        names => format!("{}: {words}", names.concat()),
-    };
-    groups.into_iter().map(line).collect()
+    groups.iter().map(|(words, names)| format!("{}: {words}", output::span(names))).collect()
 }
 
 /// A node's GPUs as people say them.

@@ -130,18 +130,14 @@ fn application(app: &Value) -> Application {
 
 /// The last line of an engine's own log, which its module keeps among Ray's; none where Ray doesn't give it.
 pub fn last_line(ray: &Ray, instance: &str, replica: &Replica) -> Option<String> {
-    let text = tail(ray, instance, replica, 1)?;
+    let text = file(ray, instance, replica, "log", 1)?;
     let line = text.lines().rev().map(str::trim).find(|line| !line.is_empty())?;
     Some(line.chars().filter(|letter| !letter.is_control()).take(MOST_OF_A_LINE).collect())
 }
 
 /// An engine's own log, of which the start is early; none where Ray doesn't give it.
 pub fn log(ray: &Ray, instance: &str, replica: &Replica) -> Option<String> {
-    tail(ray, instance, replica, MOST_LINES)
-}
-
-fn tail(ray: &Ray, instance: &str, replica: &Replica, lines: u32) -> Option<String> {
-    file(ray, instance, replica, "log", lines)
+    file(ray, instance, replica, "log", MOST_LINES)
 }
 
 /// The processes of an engine, as its supervisor lists them; none where Ray doesn't give the list.

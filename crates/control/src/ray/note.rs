@@ -133,19 +133,18 @@ impl RayController {
     /// Notes what the log of a vLLM that has come up reports: one log a turn, and nobody waits for it. Of several ranks it
     /// isn't told whose a figure is.
     async fn note_reported(&mut self, plan: &Plan) -> Result<(), ControllerError> {
-        let is_unread = |one: &&PlannedInstance| {
-            let entry =
-                self.book.entry(&one.id).filter(|entry| entry.record.config == one.config());
-            let replica = self.application(&one.id).and_then(Application::replica);
-            one.engine == EngineKind::Vllm
-                && one.shares.len() == 1
-                && self.book.phase(one) == Some(Phase::Ready)
-                && entry.is_some_and(|entry| entry.reported.is_none())
-                && replica.is_some_and(|replica| self.read_logs.get(&one.id) != Some(replica))
+        let unread = |planned: &PlannedInstance| {
+            let entry = self.book.entry(&planned.id)?;
+            let replica = self.application(&planned.id)?.replica()?;
+            let is_unread = planned.engine == EngineKind::Vllm
+                && planned.shares.len() == 1
+                && self.book.phase(planned) == Some(Phase::Ready)
+                && entry.record.config == planned.config()
+                && entry.reported.is_none()
+                && self.read_logs.get(&planned.id) != Some(replica);
+            is_unread.then(|| (planned.clone(), replica.clone(), entry.clone()))
         };
-        let Some(planned) = plan.instances.iter().find(is_unread) else { return Ok(()) };
-        let app = self.application(&planned.id).and_then(Application::replica).cloned();
-        let (Some(replica), Some(entry)) = (app, self.book.entry(&planned.id).cloned()) else {
+        let Some((planned, replica, entry)) = plan.instances.iter().find_map(unread) else {
             return Ok(());
         };
         self.read_logs.insert(planned.id.clone(), replica.clone());
